@@ -1,0 +1,12 @@
+//! A storage node: keys and values of one shard of one bank, in one directory, over HTTP.
+//!
+//! ```text
+//!   client.rs ==HTTP==> server.rs -> service.rs -> engine.rs -> log, index -> disk.rs
+//!   (voter uses this)   (bytes)      (refusals,     (positions,   (bytes)      (the only
+//!                                     the protocol)  records)                   caller of std::fs)
+//! ```
+//! The node never interprets a key or a value.
+
+pub mod frame;
+pub mod part;
+pub mod wire;

@@ -1,0 +1,3 @@
+//! Three-bank majority voter.
+
+pub mod volume;
