@@ -4,7 +4,7 @@
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-pub use storenode::wire::{Key, VolumeId};
+pub use storenode::wire::{Key, Version, VolumeId};
 use std::time::Duration;
 
 /// One put or delete.
@@ -56,16 +56,26 @@ pub enum VolumeError {
 /// Result of this edge.
 pub type Result<T> = std::result::Result<T, VolumeError>;
 
+/// A value and the version it was written with: the group it joined (rule 13 compares the version of
+/// a block with that of a trim mark). Operations of one group have equal versions.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Stored {
+    /// Position of its group.
+    pub version: Version,
+    /// The bytes.
+    pub value: Bytes,
+}
+
 /// A page of a scan, ascending by key.
 #[derive(Clone, Debug, Default)]
 pub struct Page {
     /// Keys and values.
-    pub records: Vec<(Key, Bytes)>,
+    pub records: Vec<(Key, Stored)>,
     /// Go on with this as `start`; `None` = that was all.
     pub next: Option<Key>,
 }
 
-/// Sizes for `statfs`, bytes: what the fullest of the two emptiest... see [`Volume::space`].
+/// Sizes for `statfs`; see [`Volume::space`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct VolumeSpace {
     /// Total.
@@ -98,11 +108,12 @@ pub trait Volume: Send + Sync + 'static {
     ///
     /// # Errors
     /// `Fenced`, or `TooLarge` (over 16 MiB or 16,384 records).
-    fn submit(&self, ops: Vec<Op>) -> Result<()>;
+    /// Returns the version that all of them get.
+    fn submit(&self, ops: Vec<Op>) -> Result<Version>;
 
     /// What this mount has submitted and not yet settled under a key: `Some(None)` = deleted. Never
     /// waits.
-    fn pending(&self, key: &[u8]) -> Option<Option<Bytes>>;
+    fn pending(&self, key: &[u8]) -> Option<Option<Stored>>;
 
     /// Waits until there is room for `bytes` more of dirty data (bounded by the write deadline).
     fn room(&self, bytes: usize) -> BoxFuture<'_, Result<()>>;
@@ -111,7 +122,7 @@ pub trait Volume: Send + Sync + 'static {
     fn has_room(&self, bytes: usize) -> bool;
 
     /// Values of keys of any shards, in order; `None` = not there.
-    fn get(&self, keys: Vec<(u16, Key)>) -> BoxFuture<'_, Result<Vec<Option<Bytes>>>>;
+    fn get(&self, keys: Vec<(u16, Key)>) -> BoxFuture<'_, Result<Vec<Option<Stored>>>>;
 
     /// Live records of one shard with `start <= key < end` (`end` empty = no end), ascending, at
     /// most `limit` and about 4 MiB.
