@@ -1,0 +1,1 @@
+//! A bank that misbehaves from a seed.

@@ -1,0 +1,1 @@
+//! A node reached over HTTP.

@@ -1,0 +1,1 @@
+//! A node in this process: the node's own service over a disk in memory.
