@@ -2,9 +2,9 @@
 //! make it fail the ways the real one can.
 
 use crate::volume::{
-    Change, Key, Op, Page, Result, SyncReceipt, Volume, VolumeError, VolumeId, VolumeSpace,
+    Change, Key, Op, Page, Result, Stored, SyncReceipt, Version, Volume, VolumeError, VolumeId,
+    VolumeSpace,
 };
-use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,22 +20,22 @@ const HOLD_POLL: Duration = Duration::from_millis(1);
 /// Records and what is needed to replay operations on them.
 #[derive(Clone, Default)]
 struct Image {
-    records: BTreeMap<(u16, Key), Bytes>,
+    records: BTreeMap<(u16, Key), Stored>,
     /// Keys that ever had a value: checks the promise of `PutNew`.
     ever: BTreeSet<Key>,
     /// What the open group found under the keys that it changed.
-    before_group: BTreeMap<Key, Option<Bytes>>,
+    before_group: BTreeMap<Key, Option<Stored>>,
     /// Last change of a key in the open group was a put.
     put_in_group: BTreeSet<Key>,
 }
 
 impl Image {
-    fn apply(&mut self, ops: &[Op]) {
+    fn apply(&mut self, version: Version, ops: &[Op]) {
         for op in ops {
             let at = (op.shard, op.key.clone());
             match &op.change {
                 Change::Put(value) | Change::PutNew(value) => {
-                    let old = self.records.insert(at, value.clone());
+                    let old = self.records.insert(at, Stored { version, value: value.clone() });
                     self.before_group.entry(op.key.clone()).or_insert(old);
                     self.put_in_group.insert(op.key.clone());
                     let first = self.ever.insert(op.key.clone());
@@ -66,6 +66,18 @@ impl Image {
         self.before_group.clear();
         self.put_in_group.clear();
     }
+
+    fn replay<'a>(&mut self, log: impl Iterator<Item = &'a (Version, Vec<Op>)>) {
+        let mut group = Version::ZERO;
+        for (version, ops) in log {
+            if *version != group {
+                self.close_group();
+            }
+            group = *version;
+            self.apply(group, ops);
+        }
+        self.close_group();
+    }
 }
 
 /// What the tests turn.
@@ -87,11 +99,12 @@ struct State {
     durable: Image,
     /// With all that was submitted.
     now: Image,
-    /// Operations since the last sync with the number of the group they joined.
-    log: Vec<(u64, Vec<Op>)>,
-    group: u64,
+    /// Operations since the last sync with the version of the group they joined.
+    log: Vec<(Version, Vec<Op>)>,
+    /// The open group.
+    group: Version,
     /// Submitted and not settled: `None` = deleted.
-    unsettled: BTreeMap<Key, Option<Bytes>>,
+    unsettled: BTreeMap<Key, Option<Stored>>,
     knobs: Knobs,
     counts: MemoryCounts,
 }
@@ -134,7 +147,7 @@ impl MemoryVolume {
             shards,
             epoch: 1,
             deadline: Duration::from_secs(10),
-            state: Mutex::default(),
+            state: Mutex::new(State { group: Version::new(1, 1), ..State::default() }),
         }
     }
 
@@ -152,21 +165,19 @@ impl MemoryVolume {
     pub fn crash(&self, keep: usize) -> MemoryVolume {
         let state = self.state.lock();
         let mut image = state.durable.clone();
-        let mut group = None;
-        for (in_group, ops) in state.log.iter().take(keep) {
-            if group.is_some_and(|g| g != *in_group) {
-                image.close_group();
-            }
-            group = Some(*in_group);
-            image.apply(ops);
-        }
-        image.close_group();
+        image.replay(state.log.iter().take(keep));
+        let group = Version::new(self.epoch + 1, state.group.seq + 1);
         MemoryVolume {
             id: self.id,
             shards: self.shards,
             epoch: self.epoch + 1,
             deadline: self.deadline,
-            state: Mutex::new(State { durable: image.clone(), now: image, ..State::default() }),
+            state: Mutex::new(State {
+                durable: image.clone(),
+                now: image,
+                group,
+                ..State::default()
+            }),
         }
     }
 
@@ -180,7 +191,7 @@ impl MemoryVolume {
     /// what is in it. Nothing becomes durable.
     pub fn close_group(&self) {
         let mut state = self.state.lock();
-        state.group += 1;
+        state.group.seq += 1;
         state.now.close_group();
     }
 
@@ -232,7 +243,7 @@ impl MemoryVolume {
 
     /// Everything a reader sees now, for comparing.
     #[must_use]
-    pub fn dump(&self) -> BTreeMap<(u16, Key), Bytes> {
+    pub fn dump(&self) -> BTreeMap<(u16, Key), Stored> {
         self.state.lock().now.records.clone()
     }
 
@@ -294,7 +305,7 @@ impl Volume for MemoryVolume {
         self.epoch
     }
 
-    fn submit(&self, ops: Vec<Op>) -> Result<()> {
+    fn submit(&self, ops: Vec<Op>) -> Result<Version> {
         self.check(&ops)?;
         self.alive()?;
         let mut state = self.state.lock();
@@ -302,11 +313,14 @@ impl Volume for MemoryVolume {
         if let Some(error) = &state.knobs.submit_error {
             return Err(error.clone());
         }
-        state.now.apply(&ops);
+        let version = state.group;
+        state.now.apply(version, &ops);
         for op in &ops {
             let at = (op.shard, op.key.clone());
             let unsettled = match &op.change {
-                Change::Put(v) | Change::PutNew(v) => Some(Some(v.clone())),
+                Change::Put(v) | Change::PutNew(v) => {
+                    Some(Some(Stored { version, value: v.clone() }))
+                }
                 Change::Delete => Some(None),
                 // What an earlier, still unsettled group put there shows again.
                 Change::Retract if state.unsettled.contains_key(&op.key) => {
@@ -320,12 +334,12 @@ impl Volume for MemoryVolume {
                 None => state.unsettled.remove(&op.key),
             };
         }
-        state.log.push((state.group, ops));
+        state.log.push((version, ops));
         state.counts.submits += 1;
-        Ok(())
+        Ok(version)
     }
 
-    fn pending(&self, key: &[u8]) -> Option<Option<Bytes>> {
+    fn pending(&self, key: &[u8]) -> Option<Option<Stored>> {
         self.state.lock().unsettled.get(key).cloned()
     }
 
@@ -340,7 +354,7 @@ impl Volume for MemoryVolume {
         !self.state.lock().knobs.no_room
     }
 
-    fn get(&self, keys: Vec<(u16, Key)>) -> BoxFuture<'_, Result<Vec<Option<Bytes>>>> {
+    fn get(&self, keys: Vec<(u16, Key)>) -> BoxFuture<'_, Result<Vec<Option<Stored>>>> {
         Box::pin(async move {
             self.before_read().await?;
             let mut state = self.state.lock();
@@ -350,13 +364,7 @@ impl Volume for MemoryVolume {
         })
     }
 
-    fn scan(
-        &self,
-        shard: u16,
-        start: Key,
-        end: Key,
-        limit: usize,
-    ) -> BoxFuture<'_, Result<Page>> {
+    fn scan(&self, shard: u16, start: Key, end: Key, limit: usize) -> BoxFuture<'_, Result<Page>> {
         Box::pin(async move {
             self.before_read().await?;
             let mut state = self.state.lock();
@@ -378,7 +386,7 @@ impl Volume for MemoryVolume {
                     page.next = Some(key.clone());
                     break;
                 }
-                bytes += value.len();
+                bytes += value.value.len();
                 page.records.push((key.clone(), value.clone()));
             }
             Ok(page)
@@ -389,7 +397,7 @@ impl Volume for MemoryVolume {
         // What counts is what was submitted before the call, not before the first poll.
         let (upto, hold) = {
             let mut state = self.state.lock();
-            state.group += 1;
+            state.group.seq += 1;
             state.now.close_group();
             (state.counts.submits, state.knobs.hold_syncs)
         };
@@ -406,15 +414,7 @@ impl Volume for MemoryVolume {
             // A sync that was overtaken finds its part done.
             let done = state.counts.submits - state.log.len() as u64;
             let mine = usize::try_from(upto.saturating_sub(done)).unwrap_or(usize::MAX);
-            let mut group = None;
-            for (in_group, ops) in state.log.drain(..mine) {
-                if group.is_some_and(|g| g != in_group) {
-                    state.durable.close_group();
-                }
-                group = Some(in_group);
-                state.durable.apply(&ops);
-            }
-            state.durable.close_group();
+            state.durable.replay(state.log.drain(..mine).as_slice().iter());
             let later: BTreeSet<Key> =
                 state.log.iter().flat_map(|(_, ops)| ops).map(|op| op.key.clone()).collect();
             state.unsettled.retain(|key, _| later.contains(key));
@@ -428,7 +428,7 @@ impl Volume for MemoryVolume {
             self.before_read().await?;
             let state = self.state.lock();
             let used: u64 =
-                state.now.records.iter().map(|((_, k), v)| (k.len() + v.len()) as u64).sum();
+                state.now.records.iter().map(|((_, k), v)| (k.len() + v.value.len()) as u64).sum();
             let capacity_bytes = 64 << 30;
             Ok(VolumeSpace {
                 capacity_bytes,
@@ -447,5 +447,107 @@ impl Volume for MemoryVolume {
 
     fn deadline(&self) -> Duration {
         self.deadline
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use std::future::Future;
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
+
+    fn now<T>(f: impl Future<Output = T>) -> T {
+        match pin!(f).poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(t) => t,
+            Poll::Pending => panic!("would wait"),
+        }
+    }
+    fn op(key: &str, change: Change) -> Op {
+        Op { shard: 0, key: key.into(), change }
+    }
+    fn put(key: &str, value: &'static str) -> Op {
+        op(key, Change::Put(Bytes::from_static(value.as_bytes())))
+    }
+    fn get(v: &MemoryVolume, key: &str) -> Option<String> {
+        let found = now(v.get(vec![(0, key.into())])).unwrap().remove(0);
+        found.map(|s| String::from_utf8(s.value.to_vec()).unwrap())
+    }
+
+    #[test]
+    fn a_crash_keeps_the_sync_and_the_chosen_prefix() {
+        let v = MemoryVolume::new(1);
+        let first = v.submit(vec![put("a", "1")]).unwrap();
+        now(v.sync()).unwrap();
+        assert_eq!(v.pending(b"a"), None);
+        let second = v.submit(vec![put("a", "2"), put("b", "2")]).unwrap();
+        assert!(second > first);
+        v.submit(vec![op("a", Change::Delete)]).unwrap();
+        assert_eq!(v.pending(b"a"), Some(None));
+        assert_eq!((v.unsynced(), get(&v, "a")), (2, None));
+        assert_eq!(get(&v.crash(0), "a"), Some("1".into()));
+        let mid = v.crash(1);
+        assert_eq!((get(&mid, "a"), get(&mid, "b")), (Some("2".into()), Some("2".into())));
+        assert!(mid.submit(vec![put("c", "3")]).unwrap() > second);
+        assert_eq!(get(&v.crash(9), "a"), None);
+    }
+
+    #[test]
+    fn retract_reaches_only_into_the_open_group() {
+        let v = MemoryVolume::new(1);
+        v.submit(vec![put("a", "1")]).unwrap();
+        v.close_group();
+        v.submit(vec![op("a", Change::Retract)]).unwrap();
+        assert_eq!(get(&v, "a"), Some("1".into()), "of an earlier group");
+        v.submit(vec![put("a", "2"), put("b", "2")]).unwrap();
+        v.submit(vec![op("a", Change::Retract), op("b", Change::Retract)]).unwrap();
+        assert_eq!((get(&v, "a"), get(&v, "b")), (Some("1".into()), None));
+        assert_eq!(v.pending(b"b"), None);
+        assert_eq!(v.pending(b"a").unwrap().unwrap().value, "1");
+        let after = v.crash(9);
+        assert_eq!((get(&after, "a"), get(&after, "b")), (Some("1".into()), None));
+    }
+
+    #[test]
+    fn pages_go_on_where_they_ended() {
+        let v = MemoryVolume::new(2);
+        for k in ["a", "b", "c", "d"] {
+            v.submit(vec![put(k, "x")]).unwrap();
+        }
+        v.submit(vec![Op { shard: 1, ..put("e", "other shard") }]).unwrap();
+        let page = now(v.scan(0, b"b".to_vec(), Key::new(), 2)).unwrap();
+        let keys: Vec<_> = page.records.iter().map(|(k, _)| k[0]).collect();
+        assert_eq!((keys, page.next.clone()), (b"bc".to_vec(), Some(b"d".to_vec())));
+        let page = now(v.scan(0, page.next.unwrap(), Key::new(), 2)).unwrap();
+        assert_eq!((page.records.len(), page.next), (1, None));
+        assert_eq!(now(v.scan(0, b"a".to_vec(), b"c".to_vec(), 9)).unwrap().records.len(), 2);
+    }
+
+    #[test]
+    fn knobs() {
+        let v = MemoryVolume::new(1);
+        v.submit(vec![put("a", "1")]).unwrap();
+        v.fail_reads(Some(VolumeError::Damaged("test".into())));
+        assert!(matches!(now(v.get(vec![(0, b"a".to_vec())])), Err(VolumeError::Damaged(_))));
+        v.fail_syncs(Some(VolumeError::Unavailable("test".into())));
+        assert!(now(v.sync()).is_err());
+        assert_eq!(v.unsynced(), 1);
+        v.fail_syncs(None);
+        now(v.sync()).unwrap();
+        v.fence("other");
+        assert!(matches!(v.submit(vec![put("a", "1")]), Err(VolumeError::Fenced(_))));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_held_sync_gives_up_at_its_deadline() {
+        let v = MemoryVolume::new(1).with_deadline(Duration::from_secs(3));
+        v.hang_syncs(true);
+        v.submit(vec![put("a", "1")]).unwrap();
+        assert!(matches!(v.sync().await, Err(VolumeError::Unavailable(_))));
+        let held = v.sync();
+        v.hang_syncs(false);
+        held.await.unwrap();
+        assert_eq!(v.unsynced(), 0);
     }
 }
