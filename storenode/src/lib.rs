@@ -7,6 +7,11 @@
 //! ```
 //! The node never interprets a key or a value.
 
+#[cfg(any(feature = "client", feature = "server"))]
+mod body;
+#[cfg(feature = "client")]
+pub mod client;
 pub mod frame;
 pub mod part;
+pub mod token;
 pub mod wire;
