@@ -1,1 +1,12 @@
-//! x
+//! The filesystem of tercet: POSIX over voted records.
+//!
+//! ```text
+//!   fuse.rs -> filesystem.rs -> ops/* over txn.rs -> state.rs (one mutex) -> voter::volume
+//!   (kernel)   (one async fn    (one synchronous    (caches, references,     (atomic groups on
+//!               per request)     fn per decision)    one submit per op)       three banks)
+//! ```
+
+pub mod errno;
+pub mod filesystem;
+pub mod limits;
+pub mod record;
