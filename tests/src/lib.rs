@@ -1,1 +1,37 @@
-//! x
+//! A tercet volume made of real processes, for tests that read like an operator's script.
+//!
+//! ```text
+//! Cluster::start("name", Setup::default())    nodes of banks A, B, C; init; mount
+//!   .kill(Bank::B) .pause(..) .wipe(..)        what breaks
+//!   .path("f")                                 what an application sees
+//!   .await_healthy(..) .await_equal(..)        what must be true afterwards
+//! ```
+//!
+//! * [`programs`]: where the binaries are, what the machine must offer (a test never skips: it says
+//!   what to install and fails)
+//! * [`process`]: children with logs, signals and deadlines
+//! * [`node`], [`mount`], [`cluster`]: one storage node, one mount, all of it together
+//! * [`oracle`]: what the banks hold, compared outside the mount
+//! * [`tree`], [`load`]: files whose hashes are kept outside, and work that goes on while
+//!   something breaks
+//! * [`random`]: seeds that a failure prints and `TERCET_SEED` replays
+//!
+//! Every wait has a deadline, and a watchdog kills the mount of a test that hangs, so that its
+//! blocked system calls fail instead of blocking the run. A failed test keeps its directory with all
+//! logs and data and prints where it is.
+
+pub mod cluster;
+pub mod load;
+pub mod mount;
+pub mod node;
+pub mod oracle;
+pub mod process;
+pub mod programs;
+pub mod random;
+pub mod tree;
+
+pub use cluster::{Bank, Cluster, Setup};
+pub use mount::Mount;
+pub use node::Node;
+pub use process::until;
+pub use random::Random;
