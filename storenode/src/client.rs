@@ -26,7 +26,7 @@ pub struct ClientLimits {
     /// Idle connections kept for the next calls.
     pub idle_connections_max: usize,
     /// Close an idle connection after this. Shorter than the server's own bound
-    /// (60 s), so that a call rarely meets a connection that is just being closed.
+    /// (30 s), so that a call rarely meets a connection that is just being closed.
     pub idle_timeout: Duration,
 }
 
@@ -182,6 +182,9 @@ impl NodeClient {
             rest.extend_from_slice(&chunk);
         }
         let whole = if rest.is_empty() { first } else { rest.freeze() };
+        if status == reqwest::StatusCode::SERVICE_UNAVAILABLE && !whole.starts_with(b"TCF1") {
+            return Err(ClientError::Unreachable(format!("{}: overloaded", self.base)));
+        }
         match announced {
             Some(n) if n != whole.len() => Err(garbled("a body cut short")),
             _ if whole.starts_with(b"TCF1") => Ok(whole),

@@ -12,6 +12,10 @@ mod body;
 #[cfg(feature = "client")]
 pub mod client;
 pub mod frame;
+#[cfg(feature = "server")]
+pub mod metrics;
 pub mod part;
+#[cfg(feature = "server")]
+pub mod server;
 pub mod token;
 pub mod wire;

@@ -1,0 +1,567 @@
+//! HTTP in front of a store: bytes in, bytes out. The only file that knows axum and hyper.
+//!
+//! ```text
+//!   accept -> connection (deadlines) -> token -> lengths -> body -> lane -> blocking thread:
+//!   decode, Node::handle, encode -> reply in pieces
+//! ```
+//! The token is checked before a byte of the body is read. What arrives damaged is refused and
+//! costs the sender one request; a handler that panics costs one request as well. Everything that
+//! could grow has a bound: connections, requests in hand ([`Lanes`]), bytes in hand, waiting time.
+
+mod guard;
+#[cfg(all(test, feature = "client"))]
+mod tests;
+
+use self::guard::{Gauge, Impatient};
+use crate::body::Chunks;
+use crate::frame::{self, FRAME_PREFIX_LEN, FrameError};
+use crate::metrics::{HttpMetrics, message_index};
+use crate::token::Token;
+use crate::wire::{
+    BULK_LEN_MAX, Envelope, HEAD_LEN_MAX, NodeError, Reply, Request, WIRE_FORMAT, path_of,
+};
+use axum::Router;
+use axum::body::{Body, HttpBody};
+use axum::extract::{Request as HttpRequest, State};
+use axum::http::header::{AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use bytes::{Bytes, BytesMut};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+
+/// Longest body of a request, bytes.
+const REQUEST_LEN_MAX: usize = FRAME_PREFIX_LEN + HEAD_LEN_MAX + BULK_LEN_MAX;
+
+/// What the server needs of a store. All calls block and may wait for the disk.
+pub trait Node: Send + Sync + 'static {
+    /// Answers one message; see [`crate::wire`].
+    ///
+    /// # Errors
+    /// The refusal to be sent.
+    fn handle(
+        &self,
+        envelope: Envelope,
+        request: Request,
+        bulk: Bytes,
+    ) -> Result<(Reply, Vec<Bytes>), NodeError>;
+    /// Called every [`ServerLimits::tick`]: synced-marks of an idle log, compaction steps.
+    fn tick(&self);
+    /// Own counters in the Prometheus text format.
+    fn metrics(&self) -> String;
+}
+
+/// Every bound of the server.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ServerLimits {
+    /// Open connections; further ones wait in the kernel's backlog.
+    pub connections_max: usize,
+    /// Messages at once that read records. Each may hold a reply of up to 24 MiB.
+    pub reads_max: usize,
+    /// Messages at once that write records and wait for the disk.
+    pub writes_max: usize,
+    /// Messages at once of the small kind (status, beat, fence...): a lane of their own, so that a
+    /// loaded node is not taken for a dead one.
+    pub controls_max: usize,
+    /// Bytes of request bodies in hand.
+    pub body_bytes_max: usize,
+    /// Wait so long for a lane and for body bytes, then refuse as overloaded.
+    pub queue_timeout: Duration,
+    /// Head of a request, and longest idle time of a connection.
+    pub head_timeout: Duration,
+    /// Whole body of a request.
+    pub body_timeout: Duration,
+    /// A peer that takes nothing for so long is cut off.
+    pub write_stall_timeout: Duration,
+    /// How often [`Node::tick`] is called.
+    pub tick: Duration,
+    /// Requests in hand may finish within this when the server stops.
+    pub stop_grace: Duration,
+}
+
+impl Default for ServerLimits {
+    fn default() -> Self {
+        Self {
+            connections_max: 512,
+            reads_max: 24,
+            writes_max: 64,
+            controls_max: 16,
+            body_bytes_max: 256 << 20,
+            queue_timeout: Duration::from_secs(10),
+            head_timeout: Duration::from_secs(30),
+            body_timeout: Duration::from_secs(30),
+            write_stall_timeout: Duration::from_secs(30),
+            tick: Duration::from_millis(50),
+            stop_grace: Duration::from_secs(5),
+        }
+    }
+}
+
+impl ServerLimits {
+    /// Blocking threads that the runtime must allow so that no lane starves another.
+    #[must_use]
+    pub fn blocking_threads(&self) -> usize {
+        self.reads_max + self.writes_max + self.controls_max + 4
+    }
+}
+
+/// A running server. Dropping it aborts what runs; [`RunningServer::stop`] is the polite way.
+#[derive(Debug)]
+pub struct RunningServer {
+    addr: SocketAddr,
+    stop: watch::Sender<bool>,
+    tasks: [JoinHandle<()>; 2],
+}
+
+impl Drop for RunningServer {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+/// Takes the address. The only place that makes a listener.
+///
+/// # Errors
+/// What the system says: in use, not ours, no permission.
+pub async fn bind(addr: SocketAddr) -> std::io::Result<TcpListener> {
+    TcpListener::bind(addr).await
+}
+
+/// Serves `node` on a bound listener, within the current tokio runtime.
+///
+/// # Errors
+/// When the listener has no address.
+pub fn start<N: Node>(
+    listener: TcpListener,
+    node: Arc<N>,
+    token: Token,
+    limits: ServerLimits,
+) -> std::io::Result<RunningServer> {
+    let addr = listener.local_addr()?;
+    let (stop, stopped) = watch::channel(false);
+    let shared = Arc::new(Shared {
+        node,
+        token,
+        limits,
+        lanes: Lanes::new(&limits),
+        body_kib: Arc::new(Semaphore::new(limits.body_bytes_max >> 10)),
+        metrics: HttpMetrics::default(),
+    });
+    let tasks = [
+        tokio::spawn(accept_loop(listener, Arc::clone(&shared), stopped.clone())),
+        tokio::spawn(tick_loop(shared, stopped)),
+    ];
+    Ok(RunningServer { addr, stop, tasks })
+}
+
+impl RunningServer {
+    /// The bound address (the real port when 0 was asked for).
+    #[must_use]
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Accepts no more, lets requests in hand finish within the grace, and returns when nothing
+    /// calls the node any more (or the grace is over).
+    pub async fn stop(mut self) {
+        let _ = self.stop.send(true);
+        for task in &mut self.tasks {
+            let _ = task.await;
+        }
+    }
+}
+
+struct Shared<N> {
+    node: Arc<N>,
+    token: Token,
+    limits: ServerLimits,
+    lanes: Lanes,
+    body_kib: Arc<Semaphore>,
+    metrics: HttpMetrics,
+}
+
+/// Requests in hand, by kind: heavy ones cannot keep the small ones waiting.
+struct Lanes {
+    reads: Arc<Semaphore>,
+    writes: Arc<Semaphore>,
+    controls: Arc<Semaphore>,
+}
+
+impl Lanes {
+    fn new(l: &ServerLimits) -> Self {
+        let lane = |n| Arc::new(Semaphore::new(n));
+        Self {
+            reads: lane(l.reads_max),
+            writes: lane(l.writes_max),
+            controls: lane(l.controls_max),
+        }
+    }
+
+    fn of(&self, path: &str) -> &Arc<Semaphore> {
+        match path {
+            "/v1/append" | "/v1/install" | "/v1/remove" => &self.writes,
+            "/v1/read" | "/v1/digests" | "/v1/scan" | "/v1/hashes" | "/v1/bucket" | "/v1/tail"
+            | "/v1/delta" | "/v1/verify" => &self.reads,
+            _ => &self.controls,
+        }
+    }
+
+    /// Waits until no request is in hand.
+    async fn drain(&self, l: &ServerLimits) {
+        let lanes = [
+            (&self.reads, l.reads_max),
+            (&self.writes, l.writes_max),
+            (&self.controls, l.controls_max),
+        ];
+        for (lane, n) in lanes {
+            let _ = lane.acquire_many(u32::try_from(n).unwrap_or(u32::MAX)).await;
+        }
+    }
+}
+
+/// Returns when the server is to stop.
+async fn until(stopped: &mut watch::Receiver<bool>) {
+    let _ = stopped.wait_for(|s| *s).await;
+}
+
+async fn tick_loop<N: Node>(shared: Arc<Shared<N>>, mut stopped: watch::Receiver<bool>) {
+    let mut every = interval(shared.limits.tick);
+    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = every.tick() => {}
+            () = until(&mut stopped) => return,
+        }
+        let node = Arc::clone(&shared.node);
+        if tokio::task::spawn_blocking(move || node.tick()).await.is_err() {
+            shared.metrics.panics.fetch_add(1, Relaxed);
+            tracing::error!("background work of the node panicked; it is tried again");
+        }
+    }
+}
+
+async fn accept_loop<N: Node>(
+    listener: TcpListener,
+    shared: Arc<Shared<N>>,
+    mut stopped: watch::Receiver<bool>,
+) {
+    let limits = shared.limits;
+    let places = Arc::new(Semaphore::new(limits.connections_max));
+    let router = Router::new()
+        .route("/v1/{name}", post(message::<N>))
+        .route("/healthz", get(async || "ok\n"))
+        .route("/metrics", get(metrics::<N>))
+        .fallback(async || (StatusCode::NOT_FOUND, "a tercet storage node: POST /v1/<message>\n"))
+        .with_state(Arc::clone(&shared));
+    let mut connections = JoinSet::new();
+    loop {
+        let next = async {
+            let place = Arc::clone(&places).acquire_owned().await;
+            (listener.accept().await, place)
+        };
+        let (accepted, place) = tokio::select! {
+            next = next => next,
+            Some(_) = connections.join_next() => continue,
+            () = until(&mut stopped) => break,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                shared.metrics.accepted.fetch_add(1, Relaxed);
+                let one = connection(stream, router.clone(), Arc::clone(&shared), stopped.clone());
+                connections.spawn(async move {
+                    one.await;
+                    drop(place);
+                });
+            }
+            Err(e) => {
+                // Out of descriptors, most likely: nothing to gain from asking again at once.
+                tracing::warn!("cannot accept a connection: {e}");
+                sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+    drop(listener);
+    let finish = async {
+        while connections.join_next().await.is_some() {}
+        // Requests whose sender went away may still be with the node.
+        shared.lanes.drain(&limits).await;
+    };
+    if timeout(limits.stop_grace, finish).await.is_err() {
+        tracing::warn!(
+            "requests did not finish within {:?}; stopping all the same",
+            limits.stop_grace
+        );
+    }
+}
+
+async fn connection<N: Node>(
+    stream: TcpStream,
+    router: Router,
+    shared: Arc<Shared<N>>,
+    mut stopped: watch::Receiver<bool>,
+) {
+    let _open = Gauge::up(Arc::clone(&shared), |m| &m.connections);
+    if let Err(e) = stream.set_nodelay(true) {
+        tracing::debug!("cannot set TCP_NODELAY: {e}");
+    }
+    // TLS would wrap the stream here; nothing below knows what carries the bytes.
+    let io = TokioIo::new(Impatient::new(stream, shared.limits.write_stall_timeout));
+    let service = hyper_util::service::TowerToHyperService::new(router);
+    let mut http = hyper::server::conn::http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(shared.limits.head_timeout);
+    let mut serving = pin!(http.serve_connection(io, service));
+    let ended = tokio::select! {
+        ended = serving.as_mut() => ended,
+        () = until(&mut stopped) => {
+            serving.as_mut().graceful_shutdown();
+            serving.await
+        }
+    };
+    if let Err(e) = ended {
+        tracing::debug!("connection ended: {e}");
+    }
+}
+
+fn authorized<N: Node>(shared: &Shared<N>, headers: &HeaderMap) -> bool {
+    let ok = shared.token.allows(headers.get(AUTHORIZATION).map(HeaderValue::as_bytes));
+    if !ok {
+        shared.metrics.unauthorized.fetch_add(1, Relaxed);
+    }
+    ok
+}
+
+async fn metrics<N: Node>(State(shared): State<Arc<Shared<N>>>, headers: HeaderMap) -> Response {
+    if !authorized(&shared, &headers) {
+        return (StatusCode::UNAUTHORIZED, "the token is missing or wrong\n").into_response();
+    }
+    let node = Arc::clone(&shared.node);
+    let own = tokio::task::spawn_blocking(move || node.metrics()).await.unwrap_or_default();
+    let text = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    ([(CONTENT_TYPE, text)], shared.metrics.render() + &own).into_response()
+}
+
+/// One message, from its head to its reply.
+async fn message<N: Node>(State(shared): State<Arc<Shared<N>>>, request: HttpRequest) -> Response {
+    if !authorized(&shared, request.headers()) {
+        return refusal(StatusCode::UNAUTHORIZED, &NodeError::Unauthorized);
+    }
+    let metrics = &shared.metrics;
+    let index = message_index(request.uri().path());
+    let Some(len) = announced_len(request.headers()) else {
+        metrics.malformed.fetch_add(1, Relaxed);
+        let what = format!("a body of known length, at most {REQUEST_LEN_MAX} bytes, is needed");
+        return refusal(StatusCode::PAYLOAD_TOO_LARGE, &NodeError::Bad { what });
+    };
+    let path = request.uri().path().to_owned();
+    let kib = u32::try_from((len >> 10) + 1).unwrap_or(u32::MAX);
+    let room = Arc::clone(&shared.body_kib).acquire_many_owned(kib);
+    let Ok(Ok(room)) = timeout(shared.limits.queue_timeout, room).await else {
+        return overloaded(metrics);
+    };
+    let body = match timeout(shared.limits.body_timeout, read_body(request.into_body(), len)).await
+    {
+        Ok(Ok(body)) => body,
+        Ok(Err(what)) => {
+            metrics.malformed.fetch_add(1, Relaxed);
+            return refusal(StatusCode::BAD_REQUEST, &NodeError::Bad { what });
+        }
+        Err(_) => {
+            metrics.malformed.fetch_add(1, Relaxed);
+            let what = format!("the body did not arrive within {:?}", shared.limits.body_timeout);
+            return refusal(StatusCode::REQUEST_TIMEOUT, &NodeError::Bad { what });
+        }
+    };
+    metrics.received_bytes.fetch_add(len as u64, Relaxed);
+    let lane = Arc::clone(shared.lanes.of(&path)).acquire_owned();
+    let Ok(Ok(lane)) = timeout(shared.limits.queue_timeout, lane).await else {
+        return overloaded(metrics);
+    };
+    let began = Instant::now();
+    let in_hand = InHand {
+        _lane: lane,
+        _room: room,
+        _gauge: Gauge::up(Arc::clone(&shared), |m| &m.in_flight),
+    };
+    let node = Arc::clone(&shared.node);
+    // The places go along: a sender that leaves does not free them while the node still works.
+    let worked = tokio::task::spawn_blocking(move || {
+        let answer = decode(&path, &body).and_then(|(e, r, bulk)| node.handle(e, r, bulk));
+        (answer, in_hand)
+    });
+    let (answer, in_hand) = match worked.await {
+        Ok(done) => done,
+        Err(_) => {
+            metrics.panics.fetch_add(1, Relaxed);
+            tracing::error!("handling a message panicked; it is refused and the node goes on");
+            let what = "internal error, see the log of the node".into();
+            return refusal(StatusCode::INTERNAL_SERVER_ERROR, &NodeError::Failed { what });
+        }
+    };
+    if let Err(e) = &answer {
+        tracing::debug!(message = index.map(|i| crate::metrics::MESSAGES[i]), "refused: {e}");
+    }
+    metrics.answered(index, answer.is_ok(), began.elapsed());
+    reply(&shared, answer, in_hand)
+}
+
+/// What a request holds until its reply has left.
+struct InHand<G> {
+    _lane: OwnedSemaphorePermit,
+    _room: OwnedSemaphorePermit,
+    _gauge: G,
+}
+
+/// `Content-Length`, when there is one within the limit. Chunked bodies are not taken: a length
+/// that is known beforehand can be bounded beforehand.
+fn announced_len(headers: &HeaderMap) -> Option<usize> {
+    let len = headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()?;
+    (len <= REQUEST_LEN_MAX).then_some(len)
+}
+
+async fn read_body(body: Body, len: usize) -> Result<Bytes, String> {
+    let mut body = pin!(body);
+    let mut all = BytesMut::new();
+    while let Some(piece) = poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
+        let piece = piece.map_err(|e| format!("the body broke off: {e}"))?;
+        let Ok(data) = piece.into_data() else { continue };
+        if all.len() + data.len() > len {
+            return Err("the body is longer than announced".into());
+        }
+        if all.is_empty() && data.len() == len {
+            return Ok(data);
+        }
+        all.reserve(len - all.len());
+        all.extend_from_slice(&data);
+    }
+    match all.len() {
+        have if have == len => Ok(all.freeze()),
+        have => Err(format!("the body broke off: {have} of {len} bytes")),
+    }
+}
+
+fn decode(path: &str, body: &Bytes) -> Result<(Envelope, Request, Bytes), NodeError> {
+    let bad = |what: String| NodeError::Bad { what };
+    let ((envelope, request), bulk) = match frame::decode::<(Envelope, Request)>(body) {
+        Ok(((envelope, request), bulk)) => ((envelope, request), bulk),
+        Err(e) => return Err(newer_format(body, &e).unwrap_or_else(|| bad(e.to_string()))),
+    };
+    if envelope.format != WIRE_FORMAT {
+        return Err(NodeError::UnknownFormat { format: envelope.format });
+    }
+    if path_of(&request) != path {
+        return Err(bad(format!("{path} was given a message for {}", path_of(&request))));
+    }
+    Ok((envelope, request, bulk))
+}
+
+/// A whole frame that does not decode may speak a newer format, which is its first field.
+fn newer_format(body: &Bytes, e: &FrameError) -> Option<NodeError> {
+    let head = body.get(FRAME_PREFIX_LEN..)?;
+    if !matches!(e, FrameError::Damaged(what) if what != "checksum") || !body.starts_with(b"TCF1") {
+        return None;
+    }
+    let (format, _) =
+        bincode::decode_from_slice::<u16, _>(head, bincode::config::standard()).ok()?;
+    (format != WIRE_FORMAT).then_some(NodeError::UnknownFormat { format })
+}
+
+fn reply<N: Node, G: Unpin + Send + 'static>(
+    shared: &Shared<N>,
+    answer: Result<(Reply, Vec<Bytes>), NodeError>,
+    in_hand: G,
+) -> Response {
+    let (reply, bulk) = match answer {
+        Ok(good) => good,
+        Err(e) => return refusal(status_of(&e), &e),
+    };
+    let bulk_len = bulk.iter().map(Bytes::len).sum();
+    let head = match frame::encode_head(&Ok::<_, NodeError>(reply), bulk_len) {
+        Ok(head) => head,
+        Err(e) => {
+            let what = format!("the reply does not fit a frame ({e}): ask for less");
+            return refusal(StatusCode::BAD_REQUEST, &NodeError::Bad { what });
+        }
+    };
+    shared.metrics.sent_bytes.fetch_add((head.len() + bulk_len) as u64, Relaxed);
+    let body = Held { chunks: Chunks::new(head, bulk), _until_sent: in_hand };
+    framed(StatusCode::OK, Body::new(body))
+}
+
+fn refusal(status: StatusCode, e: &NodeError) -> Response {
+    let head = frame::encode_head(&Err::<Reply, _>(e), 0).unwrap_or_default();
+    let mut response = framed(status, Body::from(head));
+    if matches!(
+        status,
+        StatusCode::UNAUTHORIZED | StatusCode::PAYLOAD_TOO_LARGE | StatusCode::REQUEST_TIMEOUT
+    ) {
+        // The body was not read; what is left of it must not be taken for the next request.
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+/// Not a frame on purpose: there is no refusal for it, the sender treats it like silence.
+fn overloaded(metrics: &HttpMetrics) -> Response {
+    metrics.overloaded.fetch_add(1, Relaxed);
+    let close = [(CONNECTION, HeaderValue::from_static("close"))];
+    (StatusCode::SERVICE_UNAVAILABLE, close, "overloaded\n").into_response()
+}
+
+fn framed(status: StatusCode, body: Body) -> Response {
+    let kind = [(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"))];
+    (status, kind, body).into_response()
+}
+
+/// For people and proxies; clients look at the refusal itself.
+fn status_of(e: &NodeError) -> StatusCode {
+    match e {
+        NodeError::Unauthorized => StatusCode::UNAUTHORIZED,
+        NodeError::WrongVolume { .. }
+        | NodeError::WrongStore { .. }
+        | NodeError::WrongPlace { .. } => StatusCode::MISDIRECTED_REQUEST,
+        NodeError::Fenced { .. }
+        | NodeError::NotAttached { .. }
+        | NodeError::NotThere { .. }
+        | NodeError::WrongRole { .. }
+        | NodeError::BelowFloor { .. } => StatusCode::CONFLICT,
+        NodeError::Failed { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+        NodeError::Full { .. } => StatusCode::INSUFFICIENT_STORAGE,
+        NodeError::Bad { .. } | NodeError::UnknownFormat { .. } => StatusCode::BAD_REQUEST,
+        NodeError::Fault { .. } => StatusCode::FORBIDDEN,
+    }
+}
+
+/// A reply that keeps its places until it has left: replies in hand are bounded like requests.
+struct Held<G> {
+    chunks: Chunks,
+    _until_sent: G,
+}
+
+impl<G: Unpin> HttpBody for Held<G> {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, Self::Error>>> {
+        Pin::new(&mut self.chunks).poll_frame(cx)
+    }
+    fn is_end_stream(&self) -> bool {
+        self.chunks.is_end_stream()
+    }
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.chunks.size_hint()
+    }
+}
