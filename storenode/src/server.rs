@@ -56,8 +56,13 @@ pub trait Node: Send + Sync + 'static {
         request: Request,
         bulk: Bytes,
     ) -> Result<(Reply, Vec<Bytes>), NodeError>;
-    /// Called every [`ServerLimits::tick`]: synced-marks of an idle log, compaction steps.
-    fn tick(&self);
+    /// An injected delay: how long to wait before each reply; zero when there is none.
+    fn reply_delay(&self) -> Duration;
+    /// Called every [`ServerLimits::tick`] with the time since the start: short work only.
+    fn tick(&self, now: Duration);
+    /// Called every [`ServerLimits::maintain`], and again at once while it answers true: work
+    /// that may take a while, in bounded steps.
+    fn maintain(&self) -> bool;
     /// Own counters in the Prometheus text format.
     fn metrics(&self) -> String;
 }
@@ -86,6 +91,8 @@ pub struct ServerLimits {
     pub write_stall_timeout: Duration,
     /// How often [`Node::tick`] is called.
     pub tick: Duration,
+    /// How often [`Node::maintain`] is called when there was nothing to do.
+    pub maintain: Duration,
     /// Requests in hand may finish within this when the server stops.
     pub stop_grace: Duration,
 }
@@ -103,6 +110,7 @@ impl Default for ServerLimits {
             body_timeout: Duration::from_secs(30),
             write_stall_timeout: Duration::from_secs(30),
             tick: Duration::from_millis(50),
+            maintain: Duration::from_secs(1),
             stop_grace: Duration::from_secs(5),
         }
     }
@@ -121,7 +129,7 @@ impl ServerLimits {
 pub struct RunningServer {
     addr: SocketAddr,
     stop: watch::Sender<bool>,
-    tasks: [JoinHandle<()>; 2],
+    tasks: [JoinHandle<()>; 3],
 }
 
 impl Drop for RunningServer {
@@ -160,7 +168,8 @@ pub fn start<N: Node>(
     });
     let tasks = [
         tokio::spawn(accept_loop(listener, Arc::clone(&shared), stopped.clone())),
-        tokio::spawn(tick_loop(shared, stopped)),
+        tokio::spawn(tick_loop(Arc::clone(&shared), stopped.clone())),
+        tokio::spawn(maintain_loop(shared, stopped)),
     ];
     Ok(RunningServer { addr, stop, tasks })
 }
@@ -236,6 +245,7 @@ async fn until(stopped: &mut watch::Receiver<bool>) {
 }
 
 async fn tick_loop<N: Node>(shared: Arc<Shared<N>>, mut stopped: watch::Receiver<bool>) {
+    let began = Instant::now();
     let mut every = interval(shared.limits.tick);
     every.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -243,12 +253,32 @@ async fn tick_loop<N: Node>(shared: Arc<Shared<N>>, mut stopped: watch::Receiver
             _ = every.tick() => {}
             () = until(&mut stopped) => return,
         }
-        let node = Arc::clone(&shared.node);
-        if tokio::task::spawn_blocking(move || node.tick()).await.is_err() {
-            shared.metrics.panics.fetch_add(1, Relaxed);
-            tracing::error!("background work of the node panicked; it is tried again");
-        }
+        background(&shared, move |node| node.tick(began.elapsed())).await;
     }
+}
+
+async fn maintain_loop<N: Node>(shared: Arc<Shared<N>>, mut stopped: watch::Receiver<bool>) {
+    loop {
+        tokio::select! {
+            () = sleep(shared.limits.maintain) => {}
+            () = until(&mut stopped) => return,
+        }
+        while !*stopped.borrow() && background(&shared, N::maintain).await.unwrap_or(false) {}
+    }
+}
+
+/// Runs background work of the node; a panic in it is logged, and it is tried again next time.
+async fn background<N: Node, T: Send + 'static>(
+    shared: &Shared<N>,
+    work: impl FnOnce(&N) -> T + Send + 'static,
+) -> Option<T> {
+    let node = Arc::clone(&shared.node);
+    let done = tokio::task::spawn_blocking(move || work(&node)).await;
+    if done.is_err() {
+        shared.metrics.panics.fetch_add(1, Relaxed);
+        tracing::error!("background work of the node panicked; it is tried again");
+    }
+    done.ok()
 }
 
 async fn accept_loop<N: Node>(
@@ -412,6 +442,10 @@ async fn message<N: Node>(State(shared): State<Arc<Shared<N>>>, request: HttpReq
         tracing::debug!(message = index.map(|i| crate::metrics::MESSAGES[i]), "refused: {e}");
     }
     metrics.answered(index, answer.is_ok(), began.elapsed());
+    let delay = shared.node.reply_delay();
+    if !delay.is_zero() {
+        sleep(delay).await;
+    }
     reply(&shared, answer, in_hand)
 }
 

@@ -13,6 +13,7 @@ struct Fake {
     ticks: AtomicU64,
     most_at_once: AtomicU64,
     at_once: AtomicU64,
+    delay_ms: AtomicU64,
 }
 
 const VALUE_LEN: u32 = 1 << 20;
@@ -56,7 +57,13 @@ impl Node for Fake {
         self.at_once.fetch_sub(1, Relaxed);
         answer
     }
-    fn tick(&self) {
+    fn reply_delay(&self) -> Duration {
+        Duration::from_millis(self.delay_ms.load(Relaxed))
+    }
+    fn maintain(&self) -> bool {
+        false
+    }
+    fn tick(&self, _: Duration) {
         self.ticks.fetch_add(1, Relaxed);
     }
     fn metrics(&self) -> String {
@@ -242,6 +249,10 @@ async fn lanes_bound_what_is_in_hand_and_deadlines_bound_waiting() {
     let soon = Duration::from_millis(30);
     let e = w.client.call(ENVELOPE, &read(b"k", 1), vec![], soon).await.unwrap_err();
     assert_eq!(e, ClientError::Timeout(soon));
+    w.node.delay_ms.store(40, Relaxed);
+    let began = Instant::now();
+    w.works().await;
+    assert!(began.elapsed() >= Duration::from_millis(40));
     for s in slow {
         s.await.unwrap().unwrap();
     }
