@@ -143,6 +143,45 @@ impl HttpMetrics {
     }
 }
 
+/// What the store counts and where it stands, in the same format.
+#[must_use]
+pub fn store_metrics(m: &crate::service::Metrics, s: &crate::wire::Status) -> String {
+    let counters = [
+        ("parts_total", "Parts stored", m.parts),
+        ("log_bytes_total", "Bytes written for parts, marks and installs", m.log_bytes_written),
+        ("compaction_bytes_total", "Bytes written by compaction", m.compaction_bytes_written),
+        ("segments_compacted_total", "Segments compacted away", m.segments_compacted),
+        ("syncs_total", "Calls of fdatasync", m.syncs),
+        ("sync_microseconds_total", "Time in fdatasync", m.sync_micros),
+        ("records_read_total", "Records read", m.records_read),
+        ("value_bytes_read_total", "Bytes of values read", m.bytes_read),
+        ("damaged_records_total", "Records found damaged", m.damaged_records),
+    ];
+    let gauges = [
+        ("position_epoch", "Epoch of the contiguous durable position", s.position.position.epoch),
+        ("position_seq", "Number of that group", s.position.position.seq),
+        ("applied_epoch", "Epoch of the durable watermark", s.position.applied.epoch),
+        ("applied_seq", "Number of that group", s.position.applied.seq),
+        ("voter", "1 when the store is a voter", u64::from(s.role == crate::wire::Role::Voter)),
+        ("failed", "1 when the node does not vote", u64::from(s.failed.is_some())),
+        ("capacity_bytes", "Size of the disk", s.space.capacity_bytes),
+        ("free_bytes", "Free for new data", s.space.free_bytes),
+        ("live_bytes", "Keys and values of live records", s.space.live_bytes),
+        ("log_bytes", "Size of the log", s.space.log_bytes),
+        ("records", "Live records", s.space.records),
+        ("tombstones", "Tombstones kept", s.space.tombstones),
+        ("uptime_seconds", "Since the start", s.uptime_s),
+    ];
+    let mut out = String::with_capacity(4 << 10);
+    for (kind, rows) in [("counter", &counters[..]), ("gauge", &gauges[..])] {
+        for (name, help, value) in rows {
+            let name = format!("storenode_{name}");
+            let _ = write!(out, "# HELP {name} {help}.\n# TYPE {name} {kind}\n{name} {value}\n");
+        }
+    }
+    out
+}
+
 /// Place of a path in [`MESSAGES`].
 #[must_use]
 pub fn message_index(path: &str) -> Option<usize> {

@@ -15,7 +15,8 @@ mod tests;
 use self::guard::{Gauge, Impatient};
 use crate::body::Chunks;
 use crate::frame::{self, FRAME_PREFIX_LEN, FrameError};
-use crate::metrics::{HttpMetrics, message_index};
+use crate::metrics::{HttpMetrics, message_index, store_metrics};
+use crate::service::Service;
 use crate::token::Token;
 use crate::wire::{
     BULK_LEN_MAX, Envelope, HEAD_LEN_MAX, NodeError, Reply, Request, WIRE_FORMAT, path_of,
@@ -65,6 +66,29 @@ pub trait Node: Send + Sync + 'static {
     fn maintain(&self) -> bool;
     /// Own counters in the Prometheus text format.
     fn metrics(&self) -> String;
+}
+
+impl Node for Service {
+    fn handle(
+        &self,
+        envelope: Envelope,
+        request: Request,
+        bulk: Bytes,
+    ) -> Result<(Reply, Vec<Bytes>), NodeError> {
+        Service::handle(self, envelope, request, bulk)
+    }
+    fn reply_delay(&self) -> Duration {
+        Service::reply_delay(self)
+    }
+    fn tick(&self, now: Duration) {
+        Service::tick(self, now);
+    }
+    fn maintain(&self) -> bool {
+        Service::maintain(self)
+    }
+    fn metrics(&self) -> String {
+        store_metrics(&Service::metrics(self), &self.status())
+    }
 }
 
 /// Every bound of the server.
