@@ -1,0 +1,588 @@
+//! The writer's state: the open group, what is on its way, what is committed. All of it stands
+//! behind one short mutex; nothing here waits, sends or reads a clock.
+//!
+//! ```text
+//!  submit -> [open group] --seal--> [groups in flight] --acks of two voters per shard--> committed
+//!               overlay: newest value of every key not yet committed (reads are answered from it)
+//! ```
+
+use crate::limits::Limits;
+use crate::volume::{Change, Op, Stored, VolumeError};
+use bytes::Bytes;
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Instant;
+use storenode::part::PartHead;
+use storenode::wire::{
+    BankId, Configuration, GROUP_BYTES_MAX, Key, PART_RECORDS_MAX, PerBank, Position, StoreId,
+    Version,
+};
+
+/// What the group being built does to one key.
+#[derive(Debug)]
+enum Pending {
+    /// Write this; `new` = the key never existed before this group.
+    Put { value: Bytes, new: bool },
+    /// Write a tombstone.
+    Delete,
+    /// Nothing to write any more; the entry stays so that the overlay is cleaned with the group.
+    Nothing,
+}
+
+#[derive(Debug)]
+struct OpenKey {
+    shard: u16,
+    pending: Pending,
+}
+
+/// The group that operations join now.
+#[derive(Debug, Default)]
+struct OpenGroup {
+    keys: BTreeMap<Key, OpenKey>,
+    bytes: usize,
+    since: Option<Instant>,
+}
+
+/// A closed group that is not committed.
+#[derive(Debug)]
+struct Flying {
+    version: Version,
+    shards: Vec<u16>,
+    keys: Vec<Key>,
+    bytes: usize,
+}
+
+/// Newest uncommitted value of a key.
+#[derive(Debug)]
+struct Overlaid {
+    shard: u16,
+    version: Version,
+    /// `None` = deleted; `Err` = as before this group (retracted).
+    value: Option<Bytes>,
+}
+
+/// A part as it is sent, kept until its replicas have it.
+#[derive(Clone, Debug)]
+pub(crate) struct SentPart {
+    pub(crate) version: Version,
+    pub(crate) predecessor: Version,
+    pub(crate) bytes: Bytes,
+}
+
+/// What a replica is doing, as a person would say it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum ReplicaState {
+    /// No answer, or none that can be used; why.
+    Down(String),
+    /// Found again; attaching and receiving what it missed.
+    Behind,
+    /// A new store that is being filled.
+    Filling,
+    /// Attached and contiguous (but for what is in flight).
+    UpToDate,
+}
+
+/// One of the three replicas of a shard, as the writer knows it.
+#[derive(Debug)]
+pub(crate) struct Replica {
+    pub(crate) store: StoreId,
+    pub(crate) state: ReplicaState,
+    /// Attached to this epoch and named in the configuration: its acks count.
+    pub(crate) votes: bool,
+    pub(crate) position: Position,
+    /// Highest position it ever acked.
+    pub(crate) mark: Version,
+    /// Sent up to here.
+    pub(crate) cursor: Version,
+    pub(crate) last_answer: Option<Instant>,
+    /// When the oldest unanswered request was sent.
+    pub(crate) waiting_since: Option<Instant>,
+    /// Catch-up or refill: records and bytes done.
+    pub(crate) moved: (u64, u64),
+}
+
+/// One shard.
+#[derive(Debug)]
+pub(crate) struct Shard {
+    pub(crate) configuration: Configuration,
+    /// Last part made.
+    pub(crate) chain_end: Version,
+    /// Last part at or below the watermark: the `W` of rule 6.
+    pub(crate) committed_end: Version,
+    pub(crate) floor: Version,
+    pub(crate) replicas: PerBank<Replica>,
+    /// Recent parts, contiguous through `chain_end`.
+    pub(crate) parts: VecDeque<SentPart>,
+    parts_bytes: usize,
+    /// Versions of recent parts of this epoch, ascending: what an attaching replica may keep.
+    recent: VecDeque<Version>,
+}
+
+/// Versions remembered per shard for [`Shard::recent_above`]; a replica further behind gives up its
+/// unapplied parts and catches up.
+const RECENT_MAX: usize = 65_536;
+
+impl Shard {
+    /// Versions of the chain above `applied`, if all of them are remembered.
+    pub(crate) fn recent_above(&self, applied: Version) -> Vec<Version> {
+        self.recent.iter().copied().filter(|v| *v > applied).collect()
+    }
+
+    /// Can parts be sent from here, without a catch-up? True when the first part behind `position`
+    /// is still kept.
+    pub(crate) fn can_replay_from(&self, position: Version) -> bool {
+        self.parts.front().map_or(position >= self.chain_end, |p| position >= p.predecessor)
+    }
+
+    /// Parts behind `cursor`, about `bytes` of them, at most 256.
+    pub(crate) fn parts_after(&self, cursor: Version, bytes: usize) -> Vec<SentPart> {
+        let start = self.parts.partition_point(|p| p.version <= cursor);
+        let mut sum = 0;
+        self.parts
+            .range(start..)
+            .take(256)
+            .take_while(|p| {
+                let first = sum == 0;
+                sum += p.bytes.len();
+                first || sum <= bytes
+            })
+            .cloned()
+            .collect()
+    }
+
+    /// Banks whose answers count for reads through `through`, best first: those that are not keeping
+    /// others waiting, then in the order given by `turn`.
+    pub(crate) fn readers(&self, through: Version, turn: usize, now: Instant, slow: std::time::Duration) -> Vec<BankId> {
+        let mut banks: Vec<(bool, usize, BankId)> = self
+            .replicas
+            .iter()
+            .filter(|(_, r)| r.votes && r.state == ReplicaState::UpToDate && r.position.position >= through)
+            .map(|(b, r)| {
+                let late = r.waiting_since.is_some_and(|t| now.saturating_duration_since(t) > slow);
+                (late, (b.index() + 3 - turn % 3) % 3, b)
+            })
+            .collect();
+        banks.sort_unstable();
+        banks.into_iter().map(|(_, _, b)| b).collect()
+    }
+
+    fn voters_at(&self, v: Version) -> usize {
+        self.replicas.iter().filter(|(_, r)| r.votes && r.position.position >= v).count()
+    }
+
+    /// Drops parts that every replica has, and the oldest ones beyond the bound.
+    fn prune(&mut self, replay_bytes: usize) {
+        while let Some(front) = self.parts.front() {
+            let needed = self.replicas.iter().any(|(_, r)| {
+                self.configuration.stores.0.contains(&Some(r.store)) && r.position.position < front.version
+            });
+            if front.version > self.committed_end || (needed && self.parts_bytes <= replay_bytes) {
+                break;
+            }
+            self.parts_bytes -= front.bytes.len();
+            self.parts.pop_front();
+        }
+    }
+}
+
+/// A sealed group, to be encoded and sent.
+#[derive(Debug)]
+pub(crate) struct Sealed {
+    pub(crate) version: Version,
+    /// Per shard: head of the part and its records.
+    pub(crate) parts: Vec<(u16, PartHead, Vec<(Key, Option<Bytes>)>)>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Core {
+    pub(crate) epoch: u64,
+    pub(crate) nonce: u64,
+    pub(crate) cut: Version,
+    pub(crate) watermark: Version,
+    pub(crate) shards: Vec<Shard>,
+    pub(crate) fenced: Option<String>,
+    open: OpenGroup,
+    next_seq: u64,
+    /// Seal as soon as possible, whatever the size.
+    pub(crate) seal_asked: bool,
+    flying: VecDeque<Flying>,
+    flying_bytes: usize,
+    overlay: BTreeMap<Key, Overlaid>,
+}
+
+impl Core {
+    /// A core that continues behind `cut` (the opening entry is already in every shard).
+    pub(crate) fn new(epoch: u64, nonce: u64, cut: Version, shards: Vec<Shard>) -> Self {
+        let watermark = Version::new(epoch, cut.seq);
+        Self {
+            epoch,
+            nonce,
+            cut,
+            watermark,
+            shards,
+            fenced: None,
+            open: OpenGroup::default(),
+            next_seq: cut.seq + 1,
+            seal_asked: false,
+            flying: VecDeque::new(),
+            flying_bytes: 0,
+            overlay: BTreeMap::new(),
+        }
+    }
+
+    /// Version of the group that operations join now.
+    fn open_version(&self) -> Version {
+        Version::new(self.epoch, self.next_seq)
+    }
+
+    /// Dirty bytes: submitted and not committed.
+    pub(crate) fn dirty_bytes(&self) -> usize {
+        self.open.bytes + self.flying_bytes
+    }
+
+    /// Joins an operation to the open group; see [`crate::volume::Volume::submit`]. The caller seals
+    /// first when [`Core::must_seal_before`] says so.
+    pub(crate) fn submit(&mut self, ops: Vec<Op>, now: Instant) -> Result<Version, VolumeError> {
+        if let Some(why) = &self.fenced {
+            return Err(VolumeError::Fenced(why.clone()));
+        }
+        let version = self.open_version();
+        self.open.since.get_or_insert(now);
+        for op in ops {
+            self.join(op, version);
+        }
+        Ok(version)
+    }
+
+    /// Records and bytes of an operation; an error when no group can hold it.
+    pub(crate) fn footprint(ops: &[Op]) -> Result<(usize, usize), VolumeError> {
+        let bytes = ops
+            .iter()
+            .map(|o| match &o.change {
+                Change::Put(v) | Change::PutNew(v) => v.len(),
+                _ => 0,
+            })
+            .sum();
+        if ops.len() > PART_RECORDS_MAX || bytes > GROUP_BYTES_MAX {
+            return Err(VolumeError::TooLarge);
+        }
+        Ok((ops.len(), bytes))
+    }
+
+    /// Would this operation overflow the open group? Operations never straddle groups.
+    pub(crate) fn must_seal_before(&self, (records, bytes): (usize, usize)) -> bool {
+        self.open.keys.len() + records > PART_RECORDS_MAX || self.open.bytes + bytes > GROUP_BYTES_MAX
+    }
+
+    fn join(&mut self, op: Op, version: Version) {
+        let Op { shard, key, change } = op;
+        let before = self.open.keys.get(&key);
+        let was_new = matches!(before, Some(OpenKey { pending: Pending::Put { new: true, .. }, .. }));
+        let freed = match before {
+            Some(OpenKey { pending: Pending::Put { value, .. }, .. }) => value.len(),
+            _ => 0,
+        };
+        let known_absent =
+            was_new || matches!(before, Some(OpenKey { pending: Pending::Nothing, .. }));
+        let (pending, value) = match change {
+            Change::Put(v) => (Pending::Put { value: v.clone(), new: known_absent }, Some(v)),
+            Change::PutNew(v) => (Pending::Put { value: v.clone(), new: true }, Some(v)),
+            // A key that was born in this group leaves no trace.
+            Change::Delete if known_absent => (Pending::Nothing, None),
+            Change::Delete => (Pending::Delete, None),
+            // The caller knows that what lies under the mark is a hole: a tombstone says the same
+            // and stays right whatever the mark's reclaim does.
+            Change::Retract if before.is_none() => return,
+            Change::Retract if known_absent => (Pending::Nothing, None),
+            Change::Retract => (Pending::Delete, None),
+        };
+        self.open.bytes = self.open.bytes - freed + value.as_ref().map_or(0, Bytes::len);
+        self.overlay.insert(key.clone(), Overlaid { shard, version, value });
+        self.open.keys.insert(key, OpenKey { shard, pending });
+    }
+
+    /// What is pending under a key.
+    pub(crate) fn pending(&self, key: &[u8]) -> Option<Option<Stored>> {
+        self.overlay
+            .get(key)
+            .map(|o| o.value.clone().map(|value| Stored { version: o.version, value }))
+    }
+
+    /// What is pending in a range of one shard, ascending.
+    pub(crate) fn pending_range(&self, shard: u16, start: &[u8], end: &[u8]) -> Vec<(Key, Option<Stored>)> {
+        use std::ops::Bound::{Excluded, Included, Unbounded};
+        if !end.is_empty() && start >= end {
+            return Vec::new();
+        }
+        let upper = if end.is_empty() { Unbounded } else { Excluded(end) };
+        self.overlay
+            .range::<[u8], _>((Included(start), upper))
+            .filter(|(_, o)| o.shard == shard)
+            .map(|(k, o)| {
+                (k.clone(), o.value.clone().map(|value| Stored { version: o.version, value }))
+            })
+            .collect()
+    }
+
+    /// Should the open group be sent now?
+    pub(crate) fn wants_seal(&self, limits: &Limits, now: Instant) -> bool {
+        let Some(since) = self.open.since else { return false };
+        let room = self.flying_bytes < limits.in_flight_bytes;
+        let old = now.saturating_duration_since(since).as_millis() as u64 >= limits.group_timer_ms;
+        self.seal_asked
+            || (room
+                && (old
+                    || self.open.bytes >= limits.stream_bytes
+                    || self.open.keys.len() >= PART_RECORDS_MAX / 2))
+    }
+
+    /// When the open group becomes due by the timer alone.
+    pub(crate) fn seal_due(&self, limits: &Limits) -> Option<Instant> {
+        self.open.since.map(|t| t + std::time::Duration::from_millis(limits.group_timer_ms))
+    }
+
+    /// The last seq a sync must wait for: everything submitted so far.
+    pub(crate) fn sync_target(&self) -> u64 {
+        if self.open.since.is_some() { self.next_seq } else { self.next_seq - 1 }
+    }
+
+    /// Closes the open group: gives it its seq and its place in the chain of each shard it touches.
+    /// The parts must be pushed with [`Core::push_part`] in the order of sealing.
+    pub(crate) fn seal(&mut self) -> Option<Sealed> {
+        self.seal_asked = false;
+        self.open.since?;
+        let open = std::mem::take(&mut self.open);
+        let version = self.open_version();
+        let mut by_shard: BTreeMap<u16, Vec<(Key, Option<Bytes>)>> = BTreeMap::new();
+        let mut keys = Vec::with_capacity(open.keys.len());
+        for (key, OpenKey { shard, pending }) in open.keys {
+            keys.push(key.clone());
+            match pending {
+                Pending::Put { value, .. } => {
+                    by_shard.entry(shard).or_default().push((key, Some(value)));
+                }
+                Pending::Delete => by_shard.entry(shard).or_default().push((key, None)),
+                Pending::Nothing => {}
+            }
+        }
+        self.next_seq += 1;
+        let shards: Vec<u16> = by_shard.keys().copied().collect();
+        // A group that came to nothing still takes its seq and touches shard 0: seqs have no gaps.
+        let shards = if shards.is_empty() { vec![0] } else { shards };
+        let mut parts = Vec::with_capacity(shards.len());
+        for s in &shards {
+            let watermark = self.watermark;
+            let shard = &mut self.shards[*s as usize];
+            let head = PartHead {
+                version,
+                predecessor: shard.chain_end,
+                watermark,
+                floor: shard.floor,
+                marks: PerBank::from_fn(|b| shard.replicas[b].mark),
+                cut: None,
+                shards: shards.clone(),
+            };
+            shard.chain_end = version;
+            parts.push((*s, head, by_shard.remove(s).unwrap_or_default()));
+        }
+        self.flying_bytes += open.bytes;
+        self.flying.push_back(Flying { version, shards, keys, bytes: open.bytes });
+        Some(Sealed { version, parts })
+    }
+
+    /// Hands an encoded part to the links of its shard.
+    pub(crate) fn push_part(&mut self, shard: u16, head: &PartHead, bytes: Bytes) {
+        let s = &mut self.shards[shard as usize];
+        s.parts_bytes += bytes.len();
+        s.recent.push_back(head.version);
+        if s.recent.len() > RECENT_MAX {
+            s.recent.pop_front();
+        }
+        s.parts.push_back(SentPart {
+            version: head.version,
+            predecessor: head.predecessor,
+            bytes,
+        });
+    }
+
+    /// A replica says where it stands. Returns true when the watermark moved.
+    pub(crate) fn acked(&mut self, shard: u16, bank: BankId, p: Position, limits: &Limits) -> bool {
+        let s = &mut self.shards[shard as usize];
+        let r = &mut s.replicas[bank];
+        r.position.position = r.position.position.max(p.position);
+        r.position.applied = r.position.applied.max(p.applied);
+        r.position.detached = p.detached;
+        if r.votes {
+            r.mark = r.mark.max(p.high);
+        }
+        // Rule 10: the floor follows what all three have applied durably.
+        let all = s.configuration.stores.0.iter().flatten().count() == 3;
+        if all && s.replicas.iter().all(|(_, r)| r.votes && r.state == ReplicaState::UpToDate) {
+            let lowest = s.replicas.iter().map(|(_, r)| r.position.applied).min().unwrap_or_default();
+            s.floor = s.floor.max(lowest);
+        }
+        let moved = self.commit();
+        self.shards[shard as usize].prune(limits.replay_bytes);
+        moved
+    }
+
+    /// Rule 4: commits every group at the front that two voters of each of its shards hold.
+    fn commit(&mut self) -> bool {
+        let mut moved = false;
+        while let Some(g) = self.flying.front() {
+            let held = g.shards.iter().all(|s| self.shards[*s as usize].voters_at(g.version) >= 2);
+            if !held {
+                break;
+            }
+            let Some(g) = self.flying.pop_front() else { break };
+            self.watermark = g.version;
+            self.flying_bytes -= g.bytes;
+            for s in g.shards {
+                self.shards[s as usize].committed_end = g.version;
+            }
+            for key in g.keys {
+                if self.overlay.get(&key).is_some_and(|o| o.version == g.version) {
+                    self.overlay.remove(&key);
+                }
+            }
+            moved = true;
+        }
+        moved
+    }
+
+    /// Counts of what is on its way: groups, bytes.
+    pub(crate) fn in_flight(&self) -> (usize, usize) {
+        (self.flying.len(), self.flying_bytes)
+    }
+}
+
+impl Shard {
+    /// A shard right after its opening entry.
+    pub(crate) fn opened(
+        configuration: Configuration,
+        end: Version,
+        floor: Version,
+        replicas: PerBank<Replica>,
+    ) -> Self {
+        Self {
+            configuration,
+            chain_end: end,
+            committed_end: end,
+            floor,
+            replicas,
+            parts: VecDeque::new(),
+            parts_bytes: 0,
+            recent: VecDeque::from([end]),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn core() -> Core {
+        let replica = |_| Replica {
+            store: StoreId([1; 16]),
+            state: ReplicaState::UpToDate,
+            votes: true,
+            position: Position {
+                position: Version::new(1, 0),
+                applied: Version::ZERO,
+                high: Version::ZERO,
+                detached: None,
+            },
+            mark: Version::ZERO,
+            cursor: Version::ZERO,
+            last_answer: None,
+            waiting_since: None,
+            moved: (0, 0),
+        };
+        let shard = || {
+            Shard::opened(
+                Configuration { number: 1, stores: PerBank([Some(StoreId([1; 16])); 3]) },
+                Version::new(1, 0),
+                Version::ZERO,
+                PerBank::from_fn(replica),
+            )
+        };
+        Core::new(1, 7, Version::ZERO, vec![shard(), shard()])
+    }
+    fn put(shard: u16, key: &str, v: &'static str) -> Op {
+        Op { shard, key: key.into(), change: Change::Put(Bytes::from_static(v.as_bytes())) }
+    }
+    fn at(c: &Core, shard: u16, bank: BankId, v: Version) -> Position {
+        Position { position: v, high: v, ..c.shards[shard as usize].replicas[bank].position }
+    }
+    fn seal(c: &mut Core) -> Version {
+        let s = c.seal().unwrap();
+        for (shard, head, records) in s.parts {
+            let bytes = storenode::part::encode(&head, &records);
+            c.push_part(shard, &head, bytes);
+        }
+        s.version
+    }
+
+    #[test]
+    fn commits_only_with_two_voters_in_every_shard_and_in_order() {
+        let l = Limits::default();
+        let mut c = core();
+        c.submit(vec![put(0, "a", "1"), put(1, "b", "1")], Instant::now()).unwrap();
+        let v1 = seal(&mut c);
+        c.submit(vec![put(0, "a", "2")], Instant::now()).unwrap();
+        let v2 = seal(&mut c);
+        for b in BankId::ALL {
+            let p = at(&c, 0, b, v2);
+            c.acked(0, b, p, &l);
+        }
+        assert_eq!(c.watermark, Version::new(1, 0), "shard 1 has not acked group 1");
+        let p = at(&c, 1, BankId::A, v1);
+        assert!(!c.acked(1, BankId::A, p, &l), "one voter is not enough");
+        let p = at(&c, 1, BankId::C, v1);
+        assert!(c.acked(1, BankId::C, p, &l));
+        assert_eq!(c.watermark, v2, "both groups, in order");
+        assert_eq!(c.pending(b"a"), None);
+    }
+
+    #[test]
+    fn the_overlay_keeps_the_newest_value_until_its_own_group_commits() {
+        let l = Limits::default();
+        let mut c = core();
+        c.submit(vec![put(0, "a", "1")], Instant::now()).unwrap();
+        let v1 = seal(&mut c);
+        c.submit(vec![put(0, "a", "2")], Instant::now()).unwrap();
+        for b in [BankId::A, BankId::B] {
+            let p = at(&c, 0, b, v1);
+            c.acked(0, b, p, &l);
+        }
+        assert_eq!(c.watermark, v1);
+        assert_eq!(c.pending(b"a").flatten().unwrap().value, "2");
+    }
+
+    #[test]
+    fn a_key_born_and_deleted_in_one_group_leaves_nothing_to_write() {
+        let mut c = core();
+        let new = Op { shard: 1, key: b"t".to_vec(), change: Change::PutNew(Bytes::from_static(b"x")) };
+        let del = Op { shard: 1, key: b"t".to_vec(), change: Change::Delete };
+        c.submit(vec![new], Instant::now()).unwrap();
+        c.submit(vec![del], Instant::now()).unwrap();
+        assert_eq!(c.pending(b"t"), Some(None));
+        assert_eq!(c.dirty_bytes(), 0);
+        let s = c.seal().unwrap();
+        assert!(s.parts.iter().all(|(_, _, r)| r.is_empty()));
+    }
+
+    #[test]
+    fn a_store_that_does_not_vote_is_not_counted() {
+        let l = Limits::default();
+        let mut c = core();
+        c.shards[0].replicas[BankId::B].votes = false;
+        c.submit(vec![put(0, "a", "1")], Instant::now()).unwrap();
+        let v = seal(&mut c);
+        for b in [BankId::A, BankId::B] {
+            let p = at(&c, 0, b, v);
+            c.acked(0, b, p, &l);
+        }
+        assert_ne!(c.watermark, v);
+    }
+}

@@ -1,0 +1,107 @@
+//! Every number that bounds or paces the voter, each with its unit, once.
+
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+/// Limits and paces. All can be set in the config file under `[limits]` by these names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// A sync that is not durable on two banks after this long returns EIO, milliseconds.
+    pub sync_deadline_ms: u64,
+    /// A read that got no verdict after this long returns EIO, milliseconds.
+    pub read_deadline_ms: u64,
+    /// A writer that finds no room for dirty data after this long gets EIO, milliseconds.
+    pub room_deadline_ms: u64,
+    /// One request to one node, milliseconds.
+    pub call_deadline_ms: u64,
+    /// Ask another bank when one has not answered a read after this long, milliseconds.
+    pub hedge_ms: u64,
+    /// An open group is sent after this long at the latest, milliseconds: what a crash of the mount
+    /// can cost an application that never syncs.
+    pub group_timer_ms: u64,
+    /// An open group is sent when it holds so many bytes of values.
+    pub stream_bytes: usize,
+    /// Sent and not yet committed, bytes: bounds what a sync waits for.
+    pub in_flight_bytes: usize,
+    /// Submitted and not yet committed, bytes: beyond it writers wait.
+    pub dirty_bytes: usize,
+    /// Parts kept per shard for a replica that is not there, bytes; beyond it the replica catches up
+    /// from its peers instead.
+    pub replay_bytes: usize,
+    /// Requests under way to one node for appends.
+    pub append_window: usize,
+    /// Between beats to each node, milliseconds.
+    pub beat_ms: u64,
+    /// Without answers of two banks for this long, syncs are refused, milliseconds.
+    pub lease_ms: u64,
+    /// How long an opener watches the holder's beat before it takes over, milliseconds.
+    pub holder_watch_ms: u64,
+    /// Between probes of a node that is down: first and longest, milliseconds.
+    pub probe_first_ms: u64,
+    /// Longest pause between probes, milliseconds.
+    pub probe_longest_ms: u64,
+    /// Between refreshes of all shards, seconds.
+    pub refresh_interval_s: u64,
+    /// Records re-read from disk per node within each refresh, bytes at most.
+    pub scrub_bytes_per_refresh: u64,
+    /// Pace of catch-up and refill, bytes per second.
+    pub refill_bytes_per_s: u64,
+    /// Repairs waiting, at most; more are found again by the next refresh.
+    pub repair_queue: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            sync_deadline_ms: 10_000,
+            read_deadline_ms: 5_000,
+            room_deadline_ms: 10_000,
+            call_deadline_ms: 2_000,
+            hedge_ms: 60,
+            group_timer_ms: 200,
+            stream_bytes: 2 << 20,
+            in_flight_bytes: 32 << 20,
+            dirty_bytes: 96 << 20,
+            replay_bytes: 64 << 20,
+            append_window: 3,
+            beat_ms: 1_000,
+            lease_ms: 3_000,
+            holder_watch_ms: 5_000,
+            probe_first_ms: 50,
+            probe_longest_ms: 1_000,
+            refresh_interval_s: 60,
+            scrub_bytes_per_refresh: 256 << 20,
+            refill_bytes_per_s: 400 << 20,
+            repair_queue: 4_096,
+        }
+    }
+}
+
+impl Limits {
+    /// [`Limits::sync_deadline_ms`].
+    #[must_use]
+    pub fn sync_deadline(&self) -> Duration {
+        Duration::from_millis(self.sync_deadline_ms)
+    }
+    /// [`Limits::read_deadline_ms`].
+    #[must_use]
+    pub fn read_deadline(&self) -> Duration {
+        Duration::from_millis(self.read_deadline_ms)
+    }
+    /// [`Limits::room_deadline_ms`].
+    #[must_use]
+    pub fn room_deadline(&self) -> Duration {
+        Duration::from_millis(self.room_deadline_ms)
+    }
+    /// [`Limits::call_deadline_ms`].
+    #[must_use]
+    pub fn call_deadline(&self) -> Duration {
+        Duration::from_millis(self.call_deadline_ms)
+    }
+    /// Deadline for a message that makes a node work through bulk (delta, install, verify, join).
+    #[must_use]
+    pub fn bulk_deadline(&self) -> Duration {
+        self.call_deadline() * 10
+    }
+}
