@@ -1,0 +1,334 @@
+//! Bringing a replica up: a delta since an honest position for one that was away (rule 7), a new
+//! store in the place of a lost one (rule 8). Parts flow into its detached tail meanwhile.
+
+use crate::bank::BankError;
+use crate::link::{End, not_there_yet, position_of, status_of, unexpected};
+use crate::metrics::add;
+use crate::read::{self, Voted};
+use crate::shared::Shared;
+use crate::writer::ReplicaState;
+use bytes::Bytes;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use storenode::wire::{
+    BankId, Configuration, InstallKind, Key, RecordHead, Reply, Request, Role, Status, StoreId,
+    Version, VolumeId, digest,
+};
+
+/// Bytes of values in one page of a delta.
+const PAGE_BYTES: u32 = 4 << 20;
+
+/// Makes a new, filling store of what is there: a new store id, no content. A crash after this
+/// leaves a filling store that the next session goes on with.
+pub(crate) async fn begin_refill(
+    shared: &Arc<Shared>,
+    shard: u16,
+    bank: BankId,
+    status: &Status,
+) -> Result<Status, End> {
+    let configuration = shared.core.lock().shards[shard as usize].configuration;
+    let request = Request::Assign {
+        volume: shared.volume,
+        bank,
+        shard,
+        shards: shared.shards(),
+        role: Role::Filling,
+        configuration,
+        wipe: true,
+    };
+    // A blank store carries no volume yet: it is addressed by its id alone.
+    let volume = status.volume.unwrap_or(VolumeId::ZERO);
+    debug_assert!(volume == VolumeId::ZERO || volume == shared.volume);
+    let deadline = shared.limits.bulk_deadline();
+    let reply = shared.call(shard, bank, status.store, request, vec![], deadline).await?;
+    Ok(status_of(reply.0)?)
+}
+
+/// Moves all settled records newer than `from` to a replica, joins it at `joint` (the end of the
+/// chain when parts began to flow to it), and, if it is a new store, makes it a voter.
+pub(crate) async fn rise(
+    shared: &Arc<Shared>,
+    shard: u16,
+    bank: BankId,
+    store: StoreId,
+    from: Version,
+    joint: Version,
+    filling: bool,
+) -> Result<(), End> {
+    let began = Instant::now();
+    await_committed(shared, shard, joint).await?;
+    let from = if filling { Version::ZERO } else { from };
+    let reach = copy(shared, shard, bank, store, from, filling).await?.max(joint);
+    join(shared, shard, bank, store, joint, reach).await?;
+    if filling {
+        admit(shared, shard, bank, store).await?;
+        add(&shared.metrics.replaced, 1);
+    }
+    let (records, bytes) = shared.core.lock().shards[shard as usize].replicas[bank].moved;
+    tracing::info!(%bank, shard, records, bytes, seconds = began.elapsed().as_secs_f32(), filling, "caught up");
+    Ok(())
+}
+
+/// Waits until the shard is committed through `v`: its parts are on their way already.
+async fn await_committed(shared: &Arc<Shared>, shard: u16, v: Version) -> Result<(), End> {
+    let mut watch = shared.watermark.subscribe();
+    let there = async {
+        while shared.core.lock().shards[shard as usize].committed_end < v {
+            if watch.changed().await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(shared.limits.bulk_deadline(), there)
+        .await
+        .map_err(|_| End::Other("the banks that have the data are not enough to commit".into()))
+}
+
+/// Copies page by page; returns the highest version installed.
+async fn copy(
+    shared: &Arc<Shared>,
+    shard: u16,
+    bank: BankId,
+    store: StoreId,
+    since: Version,
+    voted: bool,
+) -> Result<Version, End> {
+    let mut after: Key = Vec::new();
+    let mut reach = Version::ZERO;
+    let pace = Pace::new(shared.limits.refill_bytes_per_s);
+    loop {
+        let page = page(shared, shard, bank, since, &after, voted).await?;
+        let bytes: usize = page.values.iter().map(Bytes::len).sum();
+        let count = page.heads.len();
+        reach = page.heads.iter().map(|h| h.version).max().unwrap_or_default().max(reach);
+        if count > 0 {
+            let request = Request::Install {
+                records: page.heads,
+                as_of: page.as_of,
+                kind: InstallKind::CatchUp,
+            };
+            let deadline = shared.limits.bulk_deadline();
+            shared.call(shard, bank, store, request, page.values, deadline).await?;
+        }
+        {
+            let mut core = shared.core.lock();
+            let moved = &mut core.shards[shard as usize].replicas[bank].moved;
+            moved.0 += count as u64;
+            moved.1 += bytes as u64;
+        }
+        let counter = if voted { &shared.metrics.refilled } else { &shared.metrics.caught_up };
+        add(counter, count);
+        match page.next {
+            None => return Ok(reach),
+            Some(key) => after = key,
+        }
+        pace.after(bytes).await;
+    }
+}
+
+struct PageOfDelta {
+    heads: Vec<RecordHead>,
+    values: Vec<Bytes>,
+    next: Option<Key>,
+    as_of: Version,
+}
+
+/// One page from the best source; every value is verified, and with `voted` every head is confirmed
+/// by another voter. What does not verify or is disputed is voted on by itself.
+async fn page(
+    shared: &Arc<Shared>,
+    shard: u16,
+    bank: BankId,
+    since: Version,
+    after: &Key,
+    voted: bool,
+) -> Result<PageOfDelta, End> {
+    let (through, readers) = shared.readers(shard, bank.index() + 1);
+    let sources: Vec<_> = readers.into_iter().filter(|(b, _)| *b != bank).collect();
+    let Some(&(source, source_store)) = sources.first() else {
+        return Err(End::Other("no up-to-date replica to copy from".into()));
+    };
+    let deadline = shared.limits.bulk_deadline();
+    let request = Request::Delta { since, after: after.clone(), limit_bytes: PAGE_BYTES, through };
+    let (reply, bulk) =
+        shared.call(shard, source, source_store, request, vec![], deadline).await?;
+    let Reply::Records { records, damaged, next, .. } = reply else {
+        return Err(unexpected(&reply).into());
+    };
+    let mut doubtful: Vec<Key> = damaged;
+    let (mut heads, mut values) = (Vec::with_capacity(records.len()), Vec::new());
+    let mut at = 0usize;
+    for head in records {
+        // A damaged value is not in the bulk.
+        if doubtful.contains(&head.key) {
+            continue;
+        }
+        let value = match head.len {
+            None => None,
+            Some(n) => {
+                let end = at + n as usize;
+                if end > bulk.len() {
+                    return Err(BankError::Garbled("delta: values cut short".into()).into());
+                }
+                let v = bulk.slice(at..end);
+                at = end;
+                Some(v)
+            }
+        };
+        // Rule 11: a record is a source only after its digest was checked.
+        if digest(&head.key, head.version, value.as_deref()) == head.digest {
+            values.extend(value);
+            heads.push(head);
+        } else {
+            doubtful.push(head.key);
+        }
+    }
+    if voted && let Some(&(second, second_store)) = sources.get(1) {
+        let other = (second, second_store);
+        confirm(shared, shard, other, through, &mut heads, &mut values, &mut doubtful).await?;
+    }
+    if !doubtful.is_empty() {
+        let verdicts = read::vote(shared, shard, &doubtful).await.map_err(|e| End::Other(e.to_string()))?;
+        for (key, v) in doubtful.into_iter().zip(verdicts) {
+            if let Voted::Record { version, digest, value } = v {
+                heads.push(RecordHead { key, version, digest, len: value.as_ref().map(|v| v.len() as u32) });
+                values.extend(value);
+            }
+        }
+    }
+    Ok(PageOfDelta { heads, values, next, as_of: through })
+}
+
+/// Drops from a page what a second voter does not confirm; those keys become doubtful.
+async fn confirm(
+    shared: &Arc<Shared>,
+    shard: u16,
+    (second, store): (BankId, StoreId),
+    through: Version,
+    heads: &mut Vec<RecordHead>,
+    values: &mut Vec<Bytes>,
+    doubtful: &mut Vec<Key>,
+) -> Result<(), End> {
+    let mut agreed = vec![false; heads.len()];
+    for (chunk_no, chunk) in heads.chunks(4_096).enumerate() {
+        let keys = chunk.iter().map(|h| h.key.clone()).collect();
+        let request = Request::Digests { keys, through };
+        let deadline = shared.limits.call_deadline();
+        let (reply, _) = shared.call(shard, second, store, request, vec![], deadline).await?;
+        let Reply::Found { items, .. } = reply else { return Err(unexpected(&reply).into()) };
+        for (i, (h, f)) in chunk.iter().zip(items).enumerate() {
+            use storenode::wire::Found;
+            agreed[chunk_no * 4_096 + i] = match f {
+                Found::Record { version, digest, .. } => (version, digest) == (h.version, h.digest),
+                // It dropped the tombstone already.
+                Found::Absent => h.len.is_none(),
+                Found::Damaged { .. } => false,
+            };
+        }
+    }
+    if agreed.iter().all(|a| *a) {
+        return Ok(());
+    }
+    let (mut kept_heads, mut kept_values) = (Vec::new(), Vec::new());
+    let mut old_values = std::mem::take(values).into_iter();
+    for (h, ok) in std::mem::take(heads).into_iter().zip(agreed) {
+        let value = h.len.and_then(|_| old_values.next());
+        if ok {
+            kept_values.extend(value);
+            kept_heads.push(h);
+        } else {
+            doubtful.push(h.key);
+        }
+    }
+    (*heads, *values) = (kept_heads, kept_values);
+    Ok(())
+}
+
+/// The durable step from "being brought up" to "contiguous". The tail may still be on its way.
+async fn join(
+    shared: &Arc<Shared>,
+    shard: u16,
+    bank: BankId,
+    store: StoreId,
+    at: Version,
+    reach: Version,
+) -> Result<(), End> {
+    let limit = Instant::now() + shared.limits.bulk_deadline();
+    loop {
+        let request = Request::Join { at, reach };
+        let deadline = shared.limits.bulk_deadline();
+        match shared.call(shard, bank, store, request, vec![], deadline).await {
+            Ok((reply, _)) => {
+                let p = position_of(reply)?;
+                shared.acked(shard, bank, p);
+                return Ok(());
+            }
+            Err(e) if not_there_yet(&e) && Instant::now() < limit => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
+/// Rule 8: the new configuration on both remaining voters, each fsynced; only then is the store
+/// told that it is a voter; only then do its acks and votes count here. A crash in between leaves a
+/// configuration that the next opener sees and finishes.
+async fn admit(shared: &Arc<Shared>, shard: u16, bank: BankId, store: StoreId) -> Result<(), End> {
+    let (mut configuration, others) = {
+        let core = shared.core.lock();
+        let s = &core.shards[shard as usize];
+        let others: Vec<_> = BankId::ALL
+            .into_iter()
+            .filter(|b| *b != bank)
+            .map(|b| (b, s.replicas[b].store, s.configuration.stores[b]))
+            .collect();
+        (s.configuration, others)
+    };
+    if configuration.stores[bank] != Some(store) {
+        configuration =
+            Configuration { number: configuration.number + 1, stores: configuration.stores };
+        configuration.stores[bank] = Some(store);
+    }
+    let deadline = shared.limits.call_deadline();
+    for (other, id, named) in others {
+        if named == Some(id) {
+            let request = Request::Configure { configuration };
+            shared.call(shard, other, id, request, vec![], deadline).await.map_err(|e| {
+                End::Other(format!(
+                    "bank {other} must take the new configuration before bank {bank} may vote: {e}"
+                ))
+            })?;
+        } else if named.is_some() {
+            return Err(End::Other(format!("bank {other} is being replaced too")));
+        }
+    }
+    let request = Request::Admit { configuration };
+    let status = status_of(shared.call(shard, bank, store, request, vec![], deadline).await?.0)?;
+    {
+        let mut core = shared.core.lock();
+        let s = &mut core.shards[shard as usize];
+        s.configuration = configuration;
+        let r = &mut s.replicas[bank];
+        r.votes = true;
+        r.state = ReplicaState::Behind;
+        // The mark of the old store does not bind the new one.
+        r.mark = status.position.high;
+    }
+    shared.acked(shard, bank, status.position);
+    Ok(())
+}
+
+/// Keeps a background copy at its pace. (A crude one: it sleeps as long as the bytes should take.)
+struct Pace {
+    bytes_per_s: u64,
+}
+
+impl Pace {
+    fn new(bytes_per_s: u64) -> Self {
+        Self { bytes_per_s: bytes_per_s.max(1) }
+    }
+    async fn after(&self, bytes: usize) {
+        tokio::time::sleep(Duration::from_secs_f64(bytes as f64 / self.bytes_per_s as f64)).await;
+    }
+}

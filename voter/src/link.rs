@@ -1,0 +1,295 @@
+//! One task per replica: finds the node, fences and attaches it, brings it up to where the others
+//! are, and from then on sends it every part of its shard. Ends never: a node that is away is probed
+//! for ever, so an outage that ends leaves no trace.
+
+use crate::bank::BankError;
+use crate::catchup;
+use crate::shared::{Shared, stopped};
+use crate::writer::ReplicaState;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use storenode::wire::{BankId, NodeError, Position, Reply, Request, Role, Status, StoreId, Version};
+
+/// Why a session with a node ended, for people; the link begins a new one.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum End {
+    #[error("{0}")]
+    Bank(#[from] BankError),
+    #[error("{0}")]
+    Other(String),
+    #[error("closed")]
+    Stopped,
+}
+
+/// Runs until the mount closes.
+pub(crate) async fn run(shared: Arc<Shared>, shard: u16, bank: BankId) {
+    let first = Duration::from_millis(shared.limits.probe_first_ms);
+    let longest = Duration::from_millis(shared.limits.probe_longest_ms);
+    let mut pause = first;
+    while !shared.stopping() {
+        let began = Instant::now();
+        let end = tokio::select! {
+            end = session(&shared, shard, bank) => end,
+            () = stopped(shared.stop.subscribe()) => End::Stopped,
+        };
+        if matches!(end, End::Stopped) {
+            return;
+        }
+        down(&shared, shard, bank, &end);
+        if began.elapsed() > longest * 4 {
+            pause = first;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = stopped(shared.stop.subscribe()) => return,
+        }
+        pause = (pause * 2).min(longest);
+    }
+}
+
+fn down(shared: &Shared, shard: u16, bank: BankId, end: &End) {
+    let why = end.to_string();
+    let mut core = shared.core.lock();
+    let r = &mut core.shards[shard as usize].replicas[bank];
+    let news = match &r.state {
+        ReplicaState::Down(old) => *old != why,
+        _ => true,
+    };
+    if news {
+        tracing::warn!(%bank, shard, node = %shared.banks[bank][shard as usize].name(), %why, "replica is down");
+    }
+    r.state = ReplicaState::Down(why);
+    r.waiting_since = None;
+}
+
+/// What a node's status means for its replica.
+#[derive(Debug, PartialEq, Eq)]
+enum Standing {
+    /// The configured voter: attach it.
+    Voter,
+    /// A new store on its way in.
+    Filling,
+    /// Must begin anew under a new store id; why.
+    Refill(String),
+    /// Leave it alone; what a person should do.
+    Leave(String),
+}
+
+/// Rule 5b and 8 for one node. `mark` is the highest position this replica is known to have acked.
+fn standing(shared: &Shared, s: &Status, configured: Option<StoreId>, mark: Version) -> Standing {
+    let addr = || format!("bank {} shard {}", s.bank, s.shard);
+    match s.volume {
+        None => return Standing::Refill(format!("{} is empty", addr())),
+        Some(v) if v != shared.volume => {
+            return Standing::Leave(format!(
+                "{} holds a store of another volume ({v}): point the config at the right node, or empty its directory",
+                addr()
+            ));
+        }
+        Some(_) => {}
+    }
+    if let Some(why) = &s.failed {
+        return Standing::Leave(format!("{} does not vote: {why}", addr()));
+    }
+    if s.role == Role::Filling {
+        return Standing::Filling;
+    }
+    if configured != Some(s.store) {
+        return Standing::Refill(format!("{} holds a store that was replaced", addr()));
+    }
+    if s.position.high < mark {
+        return Standing::Refill(format!(
+            "{} stands at {} but had acked {mark}: it was rolled back",
+            addr(),
+            s.position.high
+        ));
+    }
+    if let Some(v) = s.damaged_through {
+        return Standing::Refill(format!("{}: its log is damaged through {v}", addr()));
+    }
+    Standing::Voter
+}
+
+async fn session(shared: &Arc<Shared>, shard: u16, bank: BankId) -> End {
+    match try_session(shared, shard, bank).await {
+        Ok(()) => End::Stopped,
+        Err(e) => e,
+    }
+}
+
+async fn try_session(shared: &Arc<Shared>, shard: u16, bank: BankId) -> Result<(), End> {
+    let short = shared.limits.call_deadline();
+    let reply = shared.call(shard, bank, StoreId::ZERO, Request::Status, vec![], short).await?;
+    let mut status = status_of(reply.0)?;
+    if (status.bank, status.shard) != (bank, shard) {
+        return Err(End::Other(format!(
+            "the node at {} serves bank {} shard {}: the config says bank {bank} shard {shard}",
+            shared.banks[bank][shard as usize].name(),
+            status.bank,
+            status.shard
+        )));
+    }
+    let (configured, mark, floor) = {
+        let core = shared.core.lock();
+        let s = &core.shards[shard as usize];
+        (s.configuration.stores[bank], s.replicas[bank].mark, s.floor)
+    };
+    let verdict = match standing(shared, &status, configured, mark) {
+        // Tombstones up to the floor are gone at the others: a delta would miss them.
+        Standing::Voter if status.position.position < floor => {
+            Standing::Refill(format!("bank {bank} shard {shard} stands below the tombstone floor {floor}"))
+        }
+        other => other,
+    };
+    let filling = match verdict {
+        Standing::Voter => false,
+        Standing::Filling => true,
+        Standing::Leave(why) => return Err(End::Other(why)),
+        Standing::Refill(why) if !shared.auto_replace => {
+            return Err(End::Other(format!("{why}; `tercet replace {bank} {shard}` fills it anew")));
+        }
+        Standing::Refill(why) => {
+            tracing::warn!(%bank, shard, %why, "refilling under a new store id");
+            status = catchup::begin_refill(shared, shard, bank, &status).await?;
+            true
+        }
+    };
+    let store = status.store;
+    let (epoch, nonce, cut, chain) = {
+        let mut core = shared.core.lock();
+        let (epoch, nonce, cut) = (core.epoch, core.nonce, core.cut);
+        let s = &mut core.shards[shard as usize];
+        let r = &mut s.replicas[bank];
+        r.store = store;
+        r.votes = !filling;
+        r.state = if filling { ReplicaState::Filling } else { ReplicaState::Behind };
+        r.moved = (0, 0);
+        (epoch, nonce, cut, s.recent_above(status.position.applied))
+    };
+    let fence = Request::Fence { epoch, nonce, holder: shared.holder.clone() };
+    shared.call(shard, bank, store, fence, vec![], short).await?;
+    let attach = Request::Attach { chain, cut };
+    let p = position_of(shared.call(shard, bank, store, attach, vec![], shared.limits.bulk_deadline()).await?.0)?;
+
+    // From here parts flow; what lies before them is brought by replay or catch-up.
+    let since = {
+        let mut core = shared.core.lock();
+        let s = &mut core.shards[shard as usize];
+        let replay = !filling && s.can_replay_from(p.position);
+        let end = s.chain_end;
+        let r = &mut s.replicas[bank];
+        r.position = p;
+        r.cursor = if replay { p.position } else { end };
+        (!replay).then_some((p.position, end))
+    };
+    shared.acked(shard, bank, p);
+    let rise = async {
+        if let Some((from, joint)) = since {
+            catchup::rise(shared, shard, bank, store, from, joint, filling).await?;
+        }
+        std::future::pending::<Result<(), End>>().await
+    };
+    tokio::select! {
+        r = pump(shared, shard, bank, store) => r,
+        r = rise => r,
+    }
+}
+
+/// Sends parts and beats until something breaks.
+async fn pump(shared: &Arc<Shared>, shard: u16, bank: BankId, store: StoreId) -> Result<(), End> {
+    let limits = &shared.limits;
+    let mut pushed = shared.pushed.subscribe();
+    let mut beat = tokio::time::interval(Duration::from_millis(limits.beat_ms));
+    beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut flying = FuturesUnordered::new();
+    let mut beating = false;
+    // Half of the in-flight bound in one request keeps two streaming and a third small one free.
+    let batch = (limits.in_flight_bytes / 4).clamp(1 << 20, 16 << 20);
+    loop {
+        while flying.len() < limits.append_window {
+            let (parts, watermark) = {
+                let mut core = shared.core.lock();
+                let watermark = core.watermark;
+                let s = &mut core.shards[shard as usize];
+                let cursor = s.replicas[bank].cursor;
+                if !s.can_replay_from(cursor) {
+                    return Err(End::Other("fell behind what is kept for it".into()));
+                }
+                let parts = s.parts_after(cursor, batch);
+                let Some(last) = parts.last() else { break };
+                let r = &mut s.replicas[bank];
+                r.cursor = last.version;
+                r.waiting_since.get_or_insert_with(Instant::now);
+                (parts, watermark)
+            };
+            let lens = parts.iter().map(|p| p.bytes.len() as u32).collect();
+            let bulk: Vec<_> = parts.into_iter().map(|p| p.bytes).collect();
+            let request = Request::Append { lens, watermark };
+            flying.push(send(shared, shard, bank, store, request, bulk, limits.bulk_deadline(), false));
+        }
+        tokio::select! {
+            Some((was_beat, answer)) = flying.next() => {
+                beating &= !was_beat;
+                let p = position_of(answer?.0)?;
+                shared.acked(shard, bank, p);
+                if !flying.is_empty() {
+                    shared.waiting(shard, bank);
+                }
+            }
+            changed = pushed.changed() => {
+                if changed.is_err() { return Err(End::Stopped); }
+            }
+            _ = beat.tick(), if !beating => {
+                // A beat is sent even while appends fly: it is what notices a node that hangs.
+                beating = true;
+                shared.waiting(shard, bank);
+                let watermark = shared.core.lock().watermark;
+                let request = Request::Beat { watermark, release: false };
+                flying.push(send(shared, shard, bank, store, request, vec![], limits.call_deadline(), true));
+            }
+        }
+    }
+}
+
+#[allow(clippy::too_many_arguments, reason = "one message, spelled out")]
+async fn send(
+    shared: &Arc<Shared>,
+    shard: u16,
+    bank: BankId,
+    store: StoreId,
+    request: Request,
+    bulk: Vec<bytes::Bytes>,
+    deadline: Duration,
+    is_beat: bool,
+) -> (bool, Result<(Reply, bytes::Bytes), BankError>) {
+    (is_beat, shared.call(shard, bank, store, request, bulk, deadline).await)
+}
+
+/// The status in a reply.
+pub(crate) fn status_of(reply: Reply) -> Result<Status, BankError> {
+    match reply {
+        Reply::Status(s) => Ok(*s),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// The position in a reply.
+pub(crate) fn position_of(reply: Reply) -> Result<Position, BankError> {
+    match reply {
+        Reply::Position(p) => Ok(p),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// A reply of the wrong type.
+pub(crate) fn unexpected(reply: &Reply) -> BankError {
+    let text = format!("{reply:?}");
+    BankError::Garbled(format!("reply of another type: {}", text.chars().take(80).collect::<String>()))
+}
+
+/// Is this refusal one that a little patience cures?
+pub(crate) fn not_there_yet(e: &BankError) -> bool {
+    matches!(e, BankError::Refused(NodeError::NotThere { .. }))
+}

@@ -1,0 +1,263 @@
+//! The refresh: every so often the set-hashes of all replicas are compared and what differs is
+//! mended; and the scrub: values are re-read from disk, at most so many bytes per refresh, and what
+//! does not verify is mended. Whole small volumes are scrubbed within every refresh.
+
+use crate::link::unexpected;
+use crate::metrics::add;
+use crate::repair::mend;
+use crate::shared::{Shared, stopped};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use storenode::wire::{BankId, BucketHash, Digest, Key, Reply, Request, StoreId, Version};
+
+/// Heads in one page of a bucket.
+const PAGE: u32 = 8_192;
+/// Bytes a node re-reads for one `verify`.
+const VERIFY_BYTES: u32 = 8 << 20;
+/// Rounds in which one refresh looks again at buckets that were being written.
+const ROUNDS: usize = 3;
+
+/// What a refresh or scrub did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// Shards looked at.
+    pub shards: u64,
+    /// Shards that had fewer than two replicas to compare.
+    pub skipped: u64,
+    /// Buckets that differed.
+    pub differing: u64,
+    /// Records written or removed.
+    pub mended: u64,
+    /// Records re-read.
+    pub verified: u64,
+    /// Bytes re-read.
+    pub bytes: u64,
+    /// Damaged records found by re-reading.
+    pub damaged: u64,
+}
+
+/// Progress of the running refresh or scrub: done and total, in shards or bytes.
+#[derive(Debug, Default)]
+pub(crate) struct Progress {
+    pub(crate) done: AtomicU64,
+    pub(crate) total: AtomicU64,
+}
+
+/// What the background task keeps between refreshes.
+#[derive(Debug, Default)]
+pub(crate) struct Scrubber {
+    /// Per shard and bank: scrubbed through this key.
+    cursors: BTreeMap<(u16, BankId), Key>,
+}
+
+/// Refreshes for ever; `kick` asks for one now.
+pub(crate) async fn run(shared: Arc<Shared>, kick: Arc<tokio::sync::Notify>) {
+    let interval = Duration::from_secs(shared.limits.refresh_interval_s.max(1));
+    let mut scrubber = Scrubber::default();
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(interval) => {}
+            () = kick.notified() => {}
+            () = stopped(shared.stop.subscribe()) => return,
+        }
+        let report = refresh(&shared, &Progress::default()).await;
+        let scrubbed =
+            scrub(&shared, &mut scrubber, shared.limits.scrub_bytes_per_refresh, &Progress::default())
+                .await;
+        add(&shared.metrics.refreshes, 1);
+        if report.mended + scrubbed.mended > 0 {
+            tracing::info!(?report, ?scrubbed, "refresh repaired records");
+        }
+    }
+}
+
+/// Compares and mends all shards once.
+pub(crate) async fn refresh(shared: &Arc<Shared>, progress: &Progress) -> Report {
+    let mut report = Report::default();
+    progress.total.store(u64::from(shared.shards()), Ordering::Relaxed);
+    for shard in 0..shared.shards() {
+        report.shards += 1;
+        match refresh_shard(shared, shard, &mut report).await {
+            Ok(()) => {}
+            Err(why) => {
+                report.skipped += 1;
+                tracing::debug!(shard, %why, "shard not refreshed");
+            }
+        }
+        progress.done.fetch_add(1, Ordering::Relaxed);
+    }
+    report
+}
+
+async fn refresh_shard(shared: &Arc<Shared>, shard: u16, report: &mut Report) -> Result<(), String> {
+    for _ in 0..ROUNDS {
+        let (through, readers) = shared.readers(shard, 0);
+        if readers.len() < 2 {
+            return Err("fewer than two replicas are up to date".into());
+        }
+        let deadline = shared.limits.call_deadline();
+        let answers = futures_util::future::join_all(readers.iter().map(|(bank, store)| {
+            shared.call(shard, *bank, *store, Request::Hashes { through }, vec![], deadline)
+        }))
+        .await;
+        let mut hashes: Vec<(usize, Version, Vec<BucketHash>)> = Vec::new();
+        for (i, a) in answers.into_iter().enumerate() {
+            match a {
+                Ok((Reply::Hashes { applied, buckets }, _)) => hashes.push((i, applied, buckets)),
+                Ok((other, _)) => return Err(unexpected(&other).to_string()),
+                Err(e) => tracing::debug!(bank = %readers[i].0, shard, %e, "no hashes"),
+            }
+        }
+        if hashes.len() < 2 {
+            return Err("fewer than two replicas answered".into());
+        }
+        let lowest = hashes.iter().map(|(_, a, _)| *a).min().unwrap_or_default();
+        let n = hashes.iter().map(|(_, _, b)| b.len()).min().unwrap_or(0);
+        let (mut differing, mut busy) = (Vec::new(), 0);
+        for b in 0..n {
+            let first = &hashes[0].2[b];
+            if hashes.iter().all(|(_, _, h)| (h[b].sum, h[b].count) == (first.sum, first.count)) {
+                continue;
+            }
+            // Written between the answers: not a difference, or not one that can be told yet.
+            if hashes.iter().any(|(_, _, h)| h[b].high > lowest) {
+                busy += 1;
+            } else {
+                differing.push(b as u16);
+            }
+        }
+        let asked: Vec<(BankId, StoreId)> = hashes.iter().map(|(i, ..)| readers[*i]).collect();
+        for bucket in &differing {
+            report.differing += 1;
+            add(&shared.metrics.buckets_differing, 1);
+            let keys = differing_keys(shared, shard, *bucket, through, &asked).await?;
+            report.mended += mend(shared, shard, &keys).await? as u64;
+        }
+        if differing.is_empty() && busy == 0 {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// Keys of one bucket that the replicas do not hold alike. Tombstones do not count: they leave at
+/// different moments; but a tombstone against a live record does.
+async fn differing_keys(
+    shared: &Arc<Shared>,
+    shard: u16,
+    bucket: u16,
+    through: Version,
+    readers: &[(BankId, StoreId)],
+) -> Result<Vec<Key>, String> {
+    let mut seen: BTreeMap<Key, BTreeSet<Option<(Version, Digest)>>> = BTreeMap::new();
+    let mut holders: BTreeMap<Key, usize> = BTreeMap::new();
+    for (bank, store) in readers {
+        let mut after = Vec::new();
+        loop {
+            let request = Request::Bucket { bucket, after: after.clone(), limit: PAGE, through };
+            let answer = shared
+                .call(shard, *bank, *store, request, vec![], shared.limits.call_deadline())
+                .await
+                .map_err(|e| format!("bank {bank}: {e}"))?;
+            let Reply::Records { records, next, .. } = answer.0 else {
+                return Err(unexpected(&answer.0).to_string());
+            };
+            for h in records {
+                let live = h.len.map(|_| (h.version, h.digest));
+                if live.is_some() {
+                    *holders.entry(h.key.clone()).or_default() += 1;
+                }
+                seen.entry(h.key).or_default().insert(live);
+            }
+            match next {
+                Some(key) => after = key,
+                None => break,
+            }
+        }
+    }
+    let all = readers.len();
+    Ok(seen
+        .into_iter()
+        .filter(|(key, kinds)| {
+            let held = holders.get(key).copied().unwrap_or(0);
+            kinds.len() > 1 || (held != 0 && held != all)
+        })
+        .map(|(key, _)| key)
+        .collect())
+}
+
+/// Re-reads records on every up-to-date replica, about `budget` bytes each, from where the last call
+/// ended; mends what is damaged.
+pub(crate) async fn scrub(
+    shared: &Arc<Shared>,
+    scrubber: &mut Scrubber,
+    budget: u64,
+    progress: &Progress,
+) -> Report {
+    let mut report = Report::default();
+    for shard in 0..shared.shards() {
+        report.shards += 1;
+        let (_, readers) = shared.readers(shard, 0);
+        for (bank, store) in readers {
+            let cursor = scrubber.cursors.entry((shard, bank)).or_default();
+            let share = budget / u64::from(shared.shards());
+            if let Err(why) =
+                scrub_store(shared, shard, bank, store, cursor, share, &mut report, progress).await
+            {
+                report.skipped += 1;
+                tracing::debug!(%bank, shard, %why, "scrub stopped");
+            }
+        }
+    }
+    add(&shared.metrics.scrubbed, report.verified as usize);
+    add(&shared.metrics.scrub_damaged, report.damaged as usize);
+    report
+}
+
+#[allow(clippy::too_many_arguments, reason = "one loop, its place and its counters")]
+async fn scrub_store(
+    shared: &Arc<Shared>,
+    shard: u16,
+    bank: BankId,
+    store: StoreId,
+    cursor: &mut Key,
+    budget: u64,
+    report: &mut Report,
+    progress: &Progress,
+) -> Result<(), String> {
+    let mut read = 0;
+    loop {
+        let request = Request::Verify { after: cursor.clone(), budget_bytes: VERIFY_BYTES };
+        let deadline = shared.limits.bulk_deadline();
+        let answer = shared
+            .call(shard, bank, store, request, vec![], deadline)
+            .await
+            .map_err(|e| e.to_string())?;
+        let Reply::Verified { bad, next, records, bytes } = answer.0 else {
+            return Err(unexpected(&answer.0).to_string());
+        };
+        read += bytes;
+        report.verified += records;
+        report.bytes += bytes;
+        progress.done.fetch_add(bytes, Ordering::Relaxed);
+        if !bad.is_empty() {
+            report.damaged += bad.len() as u64;
+            tracing::warn!(%bank, shard, records = bad.len(), first = %bad[0].1, "scrub found damage");
+            let keys: Vec<Key> = bad.into_iter().map(|(k, _)| k).collect();
+            report.mended += mend(shared, shard, &keys).await? as u64;
+        }
+        match next {
+            None => {
+                cursor.clear();
+                return Ok(());
+            }
+            Some(key) => *cursor = key,
+        }
+        if read >= budget || shared.stopping() {
+            return Ok(());
+        }
+    }
+}

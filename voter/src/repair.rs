@@ -1,0 +1,127 @@
+//! Repair (rule 11): a record that the banks do not hold alike is voted on with everybody heard, and
+//! what lost is overwritten, or removed when it is foreign. Only settled records move; the node
+//! refuses what is older than its own.
+
+use crate::link::unexpected;
+use crate::metrics::add;
+use crate::read::{Ballot, Voted, ask, decide, hex};
+use crate::shared::{RepairOrder, Shared, stopped};
+use bytes::Bytes;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use storenode::wire::{BankId, InstallKind, Key, RecordHead, Reply, Request, StoreId, Version};
+use tokio::sync::mpsc;
+
+/// Keys voted on together.
+const BATCH_MAX: usize = 256;
+
+/// Mends what reads found, in batches, until the mount closes.
+pub(crate) async fn run(shared: Arc<Shared>, mut orders: mpsc::Receiver<RepairOrder>) {
+    let mut batch = Vec::new();
+    loop {
+        let n = tokio::select! {
+            n = orders.recv_many(&mut batch, BATCH_MAX) => n,
+            () = stopped(shared.stop.subscribe()) => return,
+        };
+        if n == 0 {
+            return;
+        }
+        let mut by_shard: BTreeMap<u16, BTreeSet<Key>> = BTreeMap::new();
+        for o in batch.drain(..) {
+            by_shard.entry(o.shard).or_default().insert(o.key);
+        }
+        for (shard, keys) in by_shard {
+            let keys: Vec<Key> = keys.into_iter().collect();
+            if let Err(why) = mend(&shared, shard, &keys).await {
+                tracing::debug!(shard, %why, "not repaired now; the refresh will try again");
+            }
+        }
+    }
+}
+
+/// Makes all up-to-date replicas hold the voted record of each key; returns how many records were
+/// written.
+pub(crate) async fn mend(shared: &Arc<Shared>, shard: u16, keys: &[Key]) -> Result<usize, String> {
+    let mut mended = 0;
+    for chunk in keys.chunks(BATCH_MAX) {
+        mended += mend_chunk(shared, shard, chunk).await?;
+    }
+    Ok(mended)
+}
+
+async fn mend_chunk(shared: &Arc<Shared>, shard: u16, keys: &[Key]) -> Result<usize, String> {
+    let (through, readers) = shared.readers(shard, 0);
+    let answers = futures_util::future::join_all(readers.iter().map(|(bank, store)| async {
+        (*bank, ask(shared, shard, *bank, *store, keys.to_vec(), through, true).await)
+    }))
+    .await;
+    let heard: Vec<(BankId, Vec<Ballot>)> =
+        answers.into_iter().filter_map(|(b, a)| a.ok().map(|v| (b, v))).collect();
+    if heard.len() < 2 {
+        return Err("two banks are needed to decide".into());
+    }
+    let mut installs: BTreeMap<BankId, (Vec<RecordHead>, Vec<Bytes>)> = BTreeMap::new();
+    let mut removals: Vec<(BankId, Key, Version)> = Vec::new();
+    for (n, key) in keys.iter().enumerate() {
+        let ballots: Vec<(BankId, &Ballot)> = heard.iter().map(|(b, v)| (*b, &v[n])).collect();
+        let (voted, losers) = match decide(&ballots) {
+            Ok(d) => d,
+            Err(why) => {
+                tracing::error!(shard, key = %hex(key), %why, "cannot be repaired");
+                continue;
+            }
+        };
+        for bank in losers {
+            match &voted {
+                Voted::Record { version, digest, value } => {
+                    let (heads, values) = installs.entry(bank).or_default();
+                    heads.push(RecordHead {
+                        key: key.clone(),
+                        version: *version,
+                        digest: *digest,
+                        len: value.as_ref().map(|v| v.len() as u32),
+                    });
+                    values.extend(value.clone());
+                }
+                Voted::Absent => {
+                    let absent = ballots.iter().filter(|(_, b)| **b == Ballot::Absent).count();
+                    let seen = ballots.iter().find(|(b, _)| *b == bank).and_then(|(_, b)| match b {
+                        Ballot::Whole { version, .. } | Ballot::Damaged(Some(version)) => Some(*version),
+                        _ => None,
+                    });
+                    // Two others hold nothing: it was never written by any mount.
+                    if let (true, Some(seen)) = (absent >= 2, seen) {
+                        removals.push((bank, key.clone(), seen));
+                    }
+                }
+            }
+        }
+    }
+    let stores: BTreeMap<BankId, StoreId> = readers.into_iter().collect();
+    let deadline = shared.limits.bulk_deadline();
+    let mut mended = 0;
+    for (bank, (records, values)) in installs {
+        let n = records.len();
+        let keys: Vec<Key> = records.iter().map(|r| r.key.clone()).collect();
+        let request = Request::Install { records, as_of: through, kind: InstallKind::Repair };
+        let reply = shared.call(shard, bank, stores[&bank], request, values, deadline).await;
+        match reply.map_err(|e| format!("bank {bank}: {e}"))?.0 {
+            Reply::Installed { taken } => {
+                tracing::info!(%bank, shard, records = n, taken, first = %hex(&keys[0]), "repaired");
+                add(&shared.metrics.repaired, taken as usize);
+                mended += taken as usize;
+            }
+            other => return Err(unexpected(&other).to_string()),
+        }
+    }
+    for (bank, key, seen) in removals {
+        let request = Request::Remove { key: key.clone(), seen, as_of: through };
+        let reply = shared.call(shard, bank, stores[&bank], request, vec![], deadline).await;
+        if let Reply::Installed { taken } = reply.map_err(|e| format!("bank {bank}: {e}"))?.0 {
+            tracing::info!(%bank, shard, key = %hex(&key), %seen, "foreign record removed");
+            add(&shared.metrics.removed, taken as usize);
+            mended += taken as usize;
+        }
+    }
+    Ok(mended)
+}

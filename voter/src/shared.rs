@@ -1,0 +1,170 @@
+//! What the tasks of one mount share: the writer's state behind its mutex, the banks, and the bells
+//! that wake tasks. No task holds the mutex across an await.
+
+use crate::bank::{Bank, BankError};
+use crate::limits::Limits;
+use crate::metrics::Metrics;
+use crate::writer::{Core, ReplicaState};
+use bytes::Bytes;
+use parking_lot::Mutex;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use storenode::wire::{
+    BankId, Envelope, NodeError, PerBank, Position, Reply, Request, StoreId, Version, VolumeId,
+    WIRE_FORMAT,
+};
+use tokio::sync::{Notify, mpsc, watch};
+
+/// A record that some bank holds wrong; the repair task votes on it again and mends it.
+#[derive(Clone, Debug)]
+pub(crate) struct RepairOrder {
+    pub(crate) shard: u16,
+    pub(crate) key: Vec<u8>,
+}
+
+/// See the module.
+pub(crate) struct Shared {
+    pub(crate) core: Mutex<Core>,
+    pub(crate) limits: Limits,
+    pub(crate) volume: VolumeId,
+    pub(crate) holder: String,
+    pub(crate) auto_replace: bool,
+    /// By bank, then shard.
+    pub(crate) banks: PerBank<Vec<Arc<dyn Bank>>>,
+    /// The watermark, for whoever waits for commits.
+    pub(crate) watermark: watch::Sender<Version>,
+    /// Counts the parts pushed; links look for work when it moves.
+    pub(crate) pushed: watch::Sender<u64>,
+    /// The sealer looks at the open group.
+    pub(crate) seal_bell: Notify,
+    /// True when the mount closes.
+    pub(crate) stop: watch::Sender<bool>,
+    /// Bounded; a full queue loses nothing, the next refresh finds the record again.
+    pub(crate) repairs: mpsc::Sender<RepairOrder>,
+    pub(crate) metrics: Metrics,
+    pub(crate) started: Instant,
+}
+
+impl Shared {
+    /// Number of shards.
+    pub(crate) fn shards(&self) -> u16 {
+        self.banks[BankId::A].len() as u16
+    }
+
+    /// Sends one message to the node of `shard` in `bank`, meant for `store`, in this mount's epoch.
+    /// A refusal by a higher fence ends the mount's life as holder.
+    pub(crate) async fn call(
+        &self,
+        shard: u16,
+        bank: BankId,
+        store: StoreId,
+        request: Request,
+        bulk: Vec<Bytes>,
+        deadline: Duration,
+    ) -> Result<(Reply, Bytes), BankError> {
+        let (epoch, nonce) = {
+            let core = self.core.lock();
+            (core.epoch, core.nonce)
+        };
+        let envelope =
+            Envelope { format: WIRE_FORMAT, volume: self.volume, store, epoch, nonce };
+        let node = &self.banks[bank][shard as usize];
+        let answer = node.call(envelope, request, bulk, deadline).await;
+        match &answer {
+            Err(BankError::Refused(NodeError::Fenced { promise })) => {
+                if (promise.epoch, promise.nonce) > (epoch, nonce) || promise.epoch == epoch {
+                    self.fence(format!("{} took over (epoch {})", promise.holder, promise.epoch));
+                }
+            }
+            Err(_) => {}
+            Ok(_) => self.heard(shard, bank),
+        }
+        answer
+    }
+
+    /// The end of this mount as a writer: every call fails from now on, for good.
+    pub(crate) fn fence(&self, why: String) {
+        let mut core = self.core.lock();
+        if core.fenced.is_none() {
+            tracing::error!(%why, "this mount was fenced");
+            core.fenced = Some(why);
+        }
+        drop(core);
+        // Wake all who wait; they see the fence.
+        self.watermark.send_modify(|_| {});
+    }
+
+    fn heard(&self, shard: u16, bank: BankId) {
+        let mut core = self.core.lock();
+        let r = &mut core.shards[shard as usize].replicas[bank];
+        r.last_answer = Some(Instant::now());
+        r.waiting_since = None;
+    }
+
+    /// A request to this replica is under way; it counts as late from then on until it answers.
+    pub(crate) fn waiting(&self, shard: u16, bank: BankId) {
+        let mut core = self.core.lock();
+        let r = &mut core.shards[shard as usize].replicas[bank];
+        r.waiting_since.get_or_insert_with(Instant::now);
+    }
+
+    /// Takes a position in; wakes those who wait for commits.
+    pub(crate) fn acked(&self, shard: u16, bank: BankId, p: Position) {
+        let moved = {
+            let mut core = self.core.lock();
+            let moved = core.acked(shard, bank, p, &self.limits);
+            let s = &mut core.shards[shard as usize];
+            let end = s.committed_end;
+            let r = &mut s.replicas[bank];
+            if r.votes && r.state == ReplicaState::Behind && r.position.position >= end {
+                r.state = ReplicaState::UpToDate;
+                tracing::info!(%bank, shard, at = %r.position.position, "replica is up to date");
+            }
+            moved.then_some(core.watermark)
+        };
+        if let Some(w) = moved {
+            self.watermark.send_replace(w);
+            self.seal_bell.notify_one();
+        }
+    }
+
+    /// Where reads of a shard must stand, and whom to ask, best first.
+    pub(crate) fn readers(&self, shard: u16, turn: usize) -> (Version, Vec<(BankId, StoreId)>) {
+        let core = self.core.lock();
+        let s = &core.shards[shard as usize];
+        let slow = Duration::from_millis(self.limits.hedge_ms);
+        let banks = s.readers(s.committed_end, turn, Instant::now(), slow);
+        (s.committed_end, banks.into_iter().map(|b| (b, s.replicas[b].store)).collect())
+    }
+
+    /// Rule 10 and 12: did two banks answer within the lease?
+    pub(crate) fn lease_holds(&self) -> bool {
+        let core = self.core.lock();
+        let lease = Duration::from_millis(self.limits.lease_ms);
+        core.shards.first().is_some_and(|s| {
+            s.replicas
+                .iter()
+                .filter(|(_, r)| r.votes && r.last_answer.is_some_and(|t| t.elapsed() < lease))
+                .count()
+                >= 2
+        })
+    }
+
+    /// Asks the repair task to look at a record.
+    pub(crate) fn order_repair(&self, shard: u16, key: Vec<u8>) {
+        if self.repairs.try_send(RepairOrder { shard, key }).is_err() {
+            tracing::debug!(shard, "repair queue is full; the next refresh will find the record");
+        }
+    }
+
+    /// Is the mount closing?
+    pub(crate) fn stopping(&self) -> bool {
+        *self.stop.borrow()
+    }
+}
+
+/// Waits until the mount closes.
+pub(crate) async fn stopped(mut stop: watch::Receiver<bool>) {
+    // An error means that the sender is gone: closed as well.
+    let _ = stop.wait_for(|s| *s).await;
+}
