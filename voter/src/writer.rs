@@ -208,6 +208,12 @@ pub(crate) struct Core {
     flying: VecDeque<Flying>,
     flying_bytes: usize,
     overlay: BTreeMap<Key, Overlaid>,
+    /// Closed and not yet encoded, in order.
+    pub(crate) sealed: VecDeque<Sealed>,
+    /// Free bytes of the bank with the second most; `u64::MAX` until known.
+    pub(crate) free_bytes: u64,
+    /// Not given to writers, bytes: tombstones and repairs need room too.
+    pub(crate) reserve_bytes: u64,
 }
 
 impl Core {
@@ -227,6 +233,9 @@ impl Core {
             flying: VecDeque::new(),
             flying_bytes: 0,
             overlay: BTreeMap::new(),
+            sealed: VecDeque::new(),
+            free_bytes: u64::MAX,
+            reserve_bytes: 0,
         }
     }
 
@@ -348,9 +357,12 @@ impl Core {
 
     /// Closes the open group: gives it its seq and its place in the chain of each shard it touches.
     /// The parts must be pushed with [`Core::push_part`] in the order of sealing.
-    pub(crate) fn seal(&mut self) -> Option<Sealed> {
+    /// False when the group was empty.
+    pub(crate) fn seal(&mut self) -> bool {
         self.seal_asked = false;
-        self.open.since?;
+        if self.open.since.is_none() {
+            return false;
+        }
         let open = std::mem::take(&mut self.open);
         let version = self.open_version();
         let mut by_shard: BTreeMap<u16, Vec<(Key, Option<Bytes>)>> = BTreeMap::new();
@@ -387,7 +399,8 @@ impl Core {
         }
         self.flying_bytes += open.bytes;
         self.flying.push_back(Flying { version, shards, keys, bytes: open.bytes });
-        Some(Sealed { version, parts })
+        self.sealed.push_back(Sealed { version, parts });
+        true
     }
 
     /// Hands an encoded part to the links of its shard.
@@ -515,7 +528,8 @@ mod tests {
         Position { position: v, high: v, ..c.shards[shard as usize].replicas[bank].position }
     }
     fn seal(c: &mut Core) -> Version {
-        let s = c.seal().unwrap();
+        assert!(c.seal());
+        let s = c.sealed.pop_front().unwrap();
         for (shard, head, records) in s.parts {
             let bytes = storenode::part::encode(&head, &records);
             c.push_part(shard, &head, bytes);
@@ -568,7 +582,8 @@ mod tests {
         c.submit(vec![del], Instant::now()).unwrap();
         assert_eq!(c.pending(b"t"), Some(None));
         assert_eq!(c.dirty_bytes(), 0);
-        let s = c.seal().unwrap();
+        assert!(c.seal());
+        let s = c.sealed.pop_front().unwrap();
         assert!(s.parts.iter().all(|(_, _, r)| r.is_empty()));
     }
 

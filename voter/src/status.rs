@@ -1,0 +1,344 @@
+//! What the cluster looks like, for people: with a mount, and without one.
+
+use crate::bank::Bank;
+use crate::metrics::Counts;
+use crate::read::hex;
+use crate::replicated::{ClusterConfig, Nodes, Replicated};
+use crate::volume::VolumeSpace;
+use crate::writer::ReplicaState;
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+use std::time::Duration;
+use storenode::wire::{
+    BankId, Envelope, Found, Key, PerBank, Reply, Request, Status, StoreId, Version, VolumeId,
+    WIRE_FORMAT, digest,
+};
+
+/// One replica of one shard.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ReplicaStatus {
+    /// Bank.
+    pub bank: BankId,
+    /// Shard.
+    pub shard: u16,
+    /// Address.
+    pub address: String,
+    /// `up to date`, `behind`, `filling`, `down`; without a mount `voter`, `filling`, `blank`, `down`.
+    pub state: String,
+    /// Why it is down.
+    pub why: Option<String>,
+    /// Groups it is behind by.
+    pub behind_groups: u64,
+    /// Records moved by the catch-up or refill under way.
+    pub moved_records: u64,
+    /// Bytes moved by it.
+    pub moved_bytes: u64,
+    /// What the node says; `None` = no answer.
+    pub node: Option<Status>,
+}
+
+/// The whole cluster.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ClusterStatus {
+    /// The volume, once known.
+    pub volume: Option<VolumeId>,
+    /// Epoch of this mount; `None` without one.
+    pub epoch: Option<u64>,
+    /// Who holds it.
+    pub holder: Option<String>,
+    /// Committed through here.
+    pub watermark: Option<Version>,
+    /// All replicas, by shard, then bank.
+    pub replicas: Vec<ReplicaStatus>,
+    /// Fewest up-to-date replicas of any shard: 3 = full redundancy, 2 = one bank may not fail, less
+    /// = not writable.
+    pub redundancy: usize,
+    /// Dirty bytes in this mount.
+    pub dirty_bytes: usize,
+    /// Groups on their way.
+    pub groups_in_flight: usize,
+    /// Counters of this mount.
+    pub counts: Option<Counts>,
+    /// Seconds since the mount began.
+    pub uptime_s: Option<u64>,
+    /// Another mount took over.
+    pub fenced: Option<String>,
+    /// Sizes.
+    pub space: Option<VolumeSpaceStatus>,
+}
+
+/// Sizes, bytes.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct VolumeSpaceStatus {
+    /// Total.
+    pub capacity_bytes: u64,
+    /// Free.
+    pub free_bytes: u64,
+}
+
+/// What one bank holds under one key.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Copy {
+    /// Bank.
+    pub bank: BankId,
+    /// `ok`, `stale`, `corrupt`, `missing`, `foreign` or `silent`.
+    pub state: String,
+    /// Its version.
+    pub version: Option<Version>,
+    /// Its digest, hexadecimal.
+    pub digest: Option<String>,
+    /// Length of the value, bytes; `None` = tombstone or nothing.
+    pub len: Option<u32>,
+}
+
+/// A key on all banks.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Inspected {
+    /// Shard.
+    pub shard: u16,
+    /// Key, hexadecimal.
+    pub key: String,
+    /// Pending in the mount, not yet on the banks.
+    pub pending: bool,
+    /// One per bank.
+    pub copies: Vec<Copy>,
+}
+
+fn observer(volume: VolumeId) -> Envelope {
+    Envelope { format: WIRE_FORMAT, volume, store: StoreId::ZERO, epoch: 0, nonce: 0 }
+}
+
+/// Status of every node, `None` where there is no answer in time.
+pub(crate) async fn node_statuses(
+    banks: &PerBank<Vec<Arc<dyn Bank>>>,
+    deadline: Duration,
+) -> PerBank<Vec<Option<Status>>> {
+    let ask = |bank: BankId| async move {
+        futures_util::future::join_all(banks[bank].iter().map(|node| async {
+            match node.call(observer(VolumeId::ZERO), Request::Status, vec![], deadline).await {
+                Ok((Reply::Status(s), _)) => Some(*s),
+                _ => None,
+            }
+        }))
+        .await
+    };
+    let (a, b, c) =
+        futures_util::future::join3(ask(BankId::A), ask(BankId::B), ask(BankId::C)).await;
+    PerBank([a, b, c])
+}
+
+/// Capacity and free space: two banks must hold everything, so the second-best bank counts; within a
+/// bank the fullest shard bounds the rest.
+pub(crate) async fn space(
+    banks: &PerBank<Vec<Arc<dyn Bank>>>,
+    shards: u16,
+) -> Option<VolumeSpace> {
+    let all = node_statuses(banks, Duration::from_millis(500)).await;
+    let mut per_bank: Vec<(u64, u64, u64)> = all
+        .iter()
+        .filter_map(|(_, nodes)| {
+            let spaces: Option<Vec<_>> = nodes.iter().map(|s| s.as_ref().map(|s| s.space)).collect();
+            let spaces = spaces?;
+            let n = u64::from(shards);
+            let free = spaces.iter().map(|s| s.free_bytes).min()? * n;
+            let capacity = spaces.iter().map(|s| s.capacity_bytes).min()? * n;
+            Some((free, capacity, spaces.iter().map(|s| s.records).sum()))
+        })
+        .collect();
+    per_bank.sort_unstable_by(|a, b| b.cmp(a));
+    let (free_bytes, capacity_bytes, records) = *per_bank.get(1)?;
+    Some(VolumeSpace { capacity_bytes, free_bytes, records })
+}
+
+fn without_mount(nodes: &Nodes, all: PerBank<Vec<Option<Status>>>) -> ClusterStatus {
+    let mut replicas = Vec::new();
+    let shards = nodes.banks[BankId::A].len();
+    let mut redundancy = 3;
+    for shard in 0..shards {
+        let mut voters = 0;
+        for bank in BankId::ALL {
+            let node = all[bank][shard].clone();
+            let state = match &node {
+                None => "down".to_string(),
+                Some(s) if s.failed.is_some() => "down".to_string(),
+                Some(s) => format!("{:?}", s.role).to_lowercase(),
+            };
+            voters += usize::from(state == "voter");
+            replicas.push(ReplicaStatus {
+                bank,
+                shard: shard as u16,
+                address: nodes.banks[bank][shard].name(),
+                state,
+                why: match &node {
+                    None => Some("no answer".into()),
+                    Some(s) => s.failed.clone(),
+                },
+                behind_groups: 0,
+                moved_records: 0,
+                moved_bytes: 0,
+                node,
+            });
+        }
+        redundancy = redundancy.min(voters);
+    }
+    let first = replicas.iter().filter_map(|r| r.node.as_ref()).find(|s| s.volume.is_some());
+    ClusterStatus {
+        volume: first.and_then(|s| s.volume),
+        epoch: None,
+        holder: first
+            .filter(|s| !s.promise.released && s.promise.epoch > 0)
+            .map(|s| s.promise.holder.clone()),
+        watermark: None,
+        replicas,
+        redundancy,
+        dirty_bytes: 0,
+        groups_in_flight: 0,
+        counts: None,
+        uptime_s: None,
+        fenced: None,
+        space: None,
+    }
+}
+
+/// Looks at the cluster without opening it.
+///
+/// # Errors
+/// [`crate::open::OpenError::Config`].
+pub async fn survey(config: &ClusterConfig) -> Result<ClusterStatus, crate::open::OpenError> {
+    let nodes = Nodes::http(config)?;
+    let all = node_statuses(&nodes.banks, config.limits.call_deadline()).await;
+    Ok(without_mount(&nodes, all))
+}
+
+impl Replicated {
+    /// The cluster as this mount sees it.
+    pub async fn status(&self) -> ClusterStatus {
+        let shared = &self.shared;
+        let nodes = Nodes { banks: shared.banks.clone() };
+        let all = node_statuses(&nodes.banks, Duration::from_millis(500)).await;
+        let mut out = without_mount(&nodes, all);
+        let space = space(&shared.banks, shared.shards()).await;
+        let core = shared.core.lock();
+        out.volume = Some(shared.volume);
+        out.epoch = Some(core.epoch);
+        out.holder = Some(shared.holder.clone());
+        out.watermark = Some(core.watermark);
+        out.dirty_bytes = core.dirty_bytes();
+        out.groups_in_flight = core.in_flight().0;
+        out.counts = Some(shared.metrics.read());
+        out.uptime_s = Some(shared.started.elapsed().as_secs());
+        out.fenced.clone_from(&core.fenced);
+        out.space = space.map(|s| VolumeSpaceStatus {
+            capacity_bytes: s.capacity_bytes,
+            free_bytes: s.free_bytes,
+        });
+        let mut redundancy = 3;
+        for (i, s) in core.shards.iter().enumerate() {
+            let good = s.replicas.iter().filter(|(_, r)| r.state == ReplicaState::UpToDate && r.votes);
+            redundancy = redundancy.min(good.count());
+            for (bank, r) in s.replicas.iter() {
+                let Some(row) = out.replicas.get_mut(i * 3 + bank.index()) else { continue };
+                row.behind_groups = s.committed_end.seq.saturating_sub(r.position.position.seq);
+                (row.moved_records, row.moved_bytes) = r.moved;
+                (row.state, row.why) = match &r.state {
+                    ReplicaState::UpToDate => {
+                        row.behind_groups = 0;
+                        ("up to date".into(), None)
+                    }
+                    ReplicaState::Behind => ("behind".into(), None),
+                    ReplicaState::Filling => ("filling".into(), None),
+                    ReplicaState::Down(why) => ("down".into(), Some(why.clone())),
+                };
+            }
+        }
+        out.redundancy = redundancy;
+        out
+    }
+
+    /// What every bank holds under some keys, compared with the majority.
+    pub async fn inspect(&self, keys: Vec<(u16, Key)>) -> Vec<Inspected> {
+        let mut out = Vec::with_capacity(keys.len());
+        for (shard, key) in keys {
+            out.push(self.inspect_one(shard, key).await);
+        }
+        out
+    }
+
+    async fn inspect_one(&self, shard: u16, key: Key) -> Inspected {
+        let shared = &self.shared;
+        let (through, pending, stores) = {
+            let core = shared.core.lock();
+            let s = &core.shards[shard as usize];
+            (s.committed_end, core.pending(&key).is_some(), PerBank::from_fn(|b| s.replicas[b].store))
+        };
+        let found = futures_util::future::join_all(BankId::ALL.map(|bank| {
+            let request = Request::Read { keys: vec![key.clone()], through };
+            shared.call(shard, bank, stores[bank], request, vec![], Duration::from_secs(1))
+        }))
+        .await;
+        let mut copies: Vec<Copy> = Vec::new();
+        for (bank, answer) in BankId::ALL.into_iter().zip(found) {
+            let mut copy =
+                Copy { bank, state: "silent".into(), version: None, digest: None, len: None };
+            if let Ok((Reply::Found { items, .. }, bulk)) = answer {
+                match items.into_iter().next() {
+                    Some(Found::Absent) => copy.state = "missing".into(),
+                    Some(Found::Damaged { .. }) => copy.state = "corrupt".into(),
+                    Some(Found::Record { version, digest: d, len }) => {
+                        copy.version = Some(version);
+                        copy.digest = Some(d.to_string());
+                        copy.len = len;
+                        let value = len.map(|n| bulk.slice(..(n as usize).min(bulk.len())));
+                        let good = digest(&key, version, value.as_deref()) == d;
+                        copy.state = if !good {
+                            "corrupt"
+                        } else if version > through {
+                            "foreign"
+                        } else {
+                            "ok"
+                        }
+                        .into();
+                    }
+                    None => {}
+                }
+            }
+            copies.push(copy);
+        }
+        classify(&mut copies);
+        Inspected { shard, key: hex_all(&key), pending, copies }
+    }
+}
+
+/// Relates the whole copies to each other: the newest that is not alone wins; older ones are stale,
+/// and where the others hold nothing a single one is foreign.
+fn classify(copies: &mut [Copy]) {
+    let missing = copies.iter().filter(|c| c.state == "missing").count();
+    let ok: Vec<Version> =
+        copies.iter().filter(|c| c.state == "ok").filter_map(|c| c.version).collect();
+    let newest = ok.iter().max().copied();
+    // Nothing anywhere is agreement, not loss.
+    if newest.is_none() && copies.iter().all(|c| matches!(c.state.as_str(), "missing" | "silent")) {
+        for c in copies.iter_mut().filter(|c| c.state == "missing") {
+            c.state = "ok".into();
+        }
+        return;
+    }
+    for c in copies.iter_mut().filter(|c| c.state == "ok") {
+        if missing >= 2 && c.len.is_some() {
+            c.state = "foreign".into();
+        } else if c.version < newest {
+            c.state = "stale".into();
+        }
+    }
+    // Two hold nothing (or a tombstone): then nothing is right.
+    let tombstone = copies.iter().any(|c| c.state == "ok" && c.len.is_none());
+    if missing >= 2 || tombstone {
+        for c in copies.iter_mut().filter(|c| c.state == "missing") {
+            c.state = "ok".into();
+        }
+    }
+}
+
+fn hex_all(b: &[u8]) -> String {
+    b.chunks(32).map(hex).collect()
+}
