@@ -150,8 +150,7 @@ async fn page(
     };
     let deadline = shared.limits.bulk_deadline();
     let request = Request::Delta { since, after: after.clone(), limit_bytes: PAGE_BYTES, through };
-    let (reply, bulk) =
-        shared.call(shard, source, source_store, request, vec![], deadline).await?;
+    let (reply, bulk) = shared.call(shard, source, source_store, request, vec![], deadline).await?;
     let Reply::Records { records, damaged, next, .. } = reply else {
         return Err(unexpected(&reply).into());
     };
@@ -188,10 +187,16 @@ async fn page(
         confirm(shared, shard, other, through, &mut heads, &mut values, &mut doubtful).await?;
     }
     if !doubtful.is_empty() {
-        let verdicts = read::vote(shared, shard, &doubtful).await.map_err(|e| End::Other(e.to_string()))?;
+        let verdicts =
+            read::vote(shared, shard, &doubtful).await.map_err(|e| End::Other(e.to_string()))?;
         for (key, v) in doubtful.into_iter().zip(verdicts) {
             if let Voted::Record { version, digest, value } = v {
-                heads.push(RecordHead { key, version, digest, len: value.as_ref().map(|v| v.len() as u32) });
+                heads.push(RecordHead {
+                    key,
+                    version,
+                    digest,
+                    len: value.as_ref().map(|v| v.len() as u32),
+                });
                 values.extend(value);
             }
         }
@@ -315,7 +320,7 @@ async fn admit(shared: &Arc<Shared>, shard: u16, bank: BankId, store: StoreId) -
         // The mark of the old store does not bind the new one.
         r.mark = status.position.high;
     }
-    shared.acked(shard, bank, status.position);
+    shared.attached(shard, bank, status.position);
     Ok(())
 }
 

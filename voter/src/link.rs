@@ -10,7 +10,9 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use storenode::wire::{BankId, NodeError, Position, Reply, Request, Role, Status, StoreId, Version};
+use storenode::wire::{
+    BankId, NodeError, Position, Reply, Request, Role, Status, StoreId, Version,
+};
 
 /// Why a session with a node ended, for people; the link begins a new one.
 #[derive(Debug, thiserror::Error)]
@@ -138,9 +140,9 @@ async fn try_session(shared: &Arc<Shared>, shard: u16, bank: BankId) -> Result<(
     };
     let verdict = match standing(shared, &status, configured, mark) {
         // Tombstones up to the floor are gone at the others: a delta would miss them.
-        Standing::Voter if status.position.position < floor => {
-            Standing::Refill(format!("bank {bank} shard {shard} stands below the tombstone floor {floor}"))
-        }
+        Standing::Voter if status.position.position < floor => Standing::Refill(format!(
+            "bank {bank} shard {shard} stands below the tombstone floor {floor}"
+        )),
         other => other,
     };
     let filling = match verdict {
@@ -148,7 +150,9 @@ async fn try_session(shared: &Arc<Shared>, shard: u16, bank: BankId) -> Result<(
         Standing::Filling => true,
         Standing::Leave(why) => return Err(End::Other(why)),
         Standing::Refill(why) if !shared.auto_replace => {
-            return Err(End::Other(format!("{why}; `tercet replace {bank} {shard}` fills it anew")));
+            return Err(End::Other(format!(
+                "{why}; `tercet replace {bank} {shard}` fills it anew"
+            )));
         }
         Standing::Refill(why) => {
             tracing::warn!(%bank, shard, %why, "refilling under a new store id");
@@ -171,7 +175,9 @@ async fn try_session(shared: &Arc<Shared>, shard: u16, bank: BankId) -> Result<(
     let fence = Request::Fence { epoch, nonce, holder: shared.holder.clone() };
     shared.call(shard, bank, store, fence, vec![], short).await?;
     let attach = Request::Attach { chain, cut };
-    let p = position_of(shared.call(shard, bank, store, attach, vec![], shared.limits.bulk_deadline()).await?.0)?;
+    let p = position_of(
+        shared.call(shard, bank, store, attach, vec![], shared.limits.bulk_deadline()).await?.0,
+    )?;
 
     // From here parts flow; what lies before them is brought by replay or catch-up.
     let since = {
@@ -180,11 +186,10 @@ async fn try_session(shared: &Arc<Shared>, shard: u16, bank: BankId) -> Result<(
         let replay = !filling && s.can_replay_from(p.position);
         let end = s.chain_end;
         let r = &mut s.replicas[bank];
-        r.position = p;
         r.cursor = if replay { p.position } else { end };
         (!replay).then_some((p.position, end))
     };
-    shared.acked(shard, bank, p);
+    shared.attached(shard, bank, p);
     let rise = async {
         if let Some((from, joint)) = since {
             catchup::rise(shared, shard, bank, store, from, joint, filling).await?;
@@ -227,7 +232,16 @@ async fn pump(shared: &Arc<Shared>, shard: u16, bank: BankId, store: StoreId) ->
             let lens = parts.iter().map(|p| p.bytes.len() as u32).collect();
             let bulk: Vec<_> = parts.into_iter().map(|p| p.bytes).collect();
             let request = Request::Append { lens, watermark };
-            flying.push(send(shared, shard, bank, store, request, bulk, limits.bulk_deadline(), false));
+            flying.push(send(
+                shared,
+                shard,
+                bank,
+                store,
+                request,
+                bulk,
+                limits.bulk_deadline(),
+                false,
+            ));
         }
         tokio::select! {
             Some((was_beat, answer)) = flying.next() => {
@@ -286,7 +300,10 @@ pub(crate) fn position_of(reply: Reply) -> Result<Position, BankError> {
 /// A reply of the wrong type.
 pub(crate) fn unexpected(reply: &Reply) -> BankError {
     let text = format!("{reply:?}");
-    BankError::Garbled(format!("reply of another type: {}", text.chars().take(80).collect::<String>()))
+    BankError::Garbled(format!(
+        "reply of another type: {}",
+        text.chars().take(80).collect::<String>()
+    ))
 }
 
 /// Is this refusal one that a little patience cures?

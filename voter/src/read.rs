@@ -4,8 +4,10 @@
 use crate::bank::BankError;
 use crate::link::unexpected;
 use crate::metrics::add;
+use crate::quorum::{Fanout, Step, Usable};
 use crate::shared::Shared;
 use crate::volume::{Page, Stored, VolumeError};
+use crate::vote::{Ballot, Limit, Verdict, fixes, tally};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
@@ -13,7 +15,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
-use storenode::wire::{BankId, Digest, Found, Key, RecordHead, Reply, Request, StoreId, Version, digest};
+use storenode::wire::{
+    BankId, Digest, Found, Key, PerBank, RecordHead, Reply, Request, StoreId, Version, digest,
+};
 
 /// Keys in one request.
 const KEYS_MAX: usize = 1_024;
@@ -37,15 +41,31 @@ impl Voted {
 }
 
 /// One bank's answer for one key.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) enum Ballot {
-    Absent,
-    /// A head without its value: counts as a witness, cannot be the answer by itself.
-    Head { version: Version, digest: Digest, tombstone: bool },
-    /// A record whose digest was verified here.
-    Whole { version: Version, digest: Digest, value: Option<Bytes> },
-    /// Not whole, or from beyond what was committed: no vote. Its version where one is claimed.
-    Damaged(Option<Version>),
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Answer {
+    pub(crate) ballot: Ballot,
+    /// The value, where the ballot is [`Ballot::Valid`] and no tombstone.
+    pub(crate) value: Option<Bytes>,
+    /// The version it claims, whatever it is worth: removing a foreign record names it.
+    pub(crate) claimed: Option<Version>,
+}
+
+/// The answers of the three banks for one key.
+pub(crate) type Answers = PerBank<Answer>;
+
+/// Tallies and takes the winner's value along.
+pub(crate) fn conclude(answers: &Answers) -> Result<Voted, Verdict> {
+    let ballots = PerBank::from_fn(|b| answers[b].ballot);
+    match tally(&ballots) {
+        Verdict::Value { from, version, digest } => {
+            Ok(Voted::Record { version, digest, value: answers[from].value.clone() })
+        }
+        Verdict::Tombstone { version, digest, .. } => {
+            Ok(Voted::Record { version, digest, value: None })
+        }
+        Verdict::Absent => Ok(Voted::Absent),
+        other => Err(other),
+    }
 }
 
 /// Where the first ballot goes next, so that the banks share the reading.
@@ -71,13 +91,12 @@ async fn vote_chunk(
 ) -> Result<Vec<Voted>, VolumeError> {
     add(&shared.metrics.reads, keys.len());
     let limit = Instant::now() + shared.limits.read_deadline();
-    let mut why = String::from("no bank is up to date");
     let mut pause = Duration::from_millis(5);
     loop {
         if let Some(f) = &shared.core.lock().fenced {
             return Err(VolumeError::Fenced(f.clone()));
         }
-        match attempt(shared, shard, keys, limit).await {
+        let why = match attempt(shared, shard, keys, limit).await {
             Ok(Ok(v)) => return Ok(v),
             // A verdict of "not decidable" with all three heard does not change by asking again...
             Ok(Err(NoVerdict { why: w, heard })) => {
@@ -85,10 +104,10 @@ async fn vote_chunk(
                     add(&shared.metrics.reads_failed, 1);
                     return Err(VolumeError::Damaged(w));
                 }
-                why = w;
+                w
             }
-            Err(e) => why = e,
-        }
+            Err(e) => e,
+        };
         if Instant::now() + pause >= limit {
             add(&shared.metrics.reads_failed, 1);
             return Err(VolumeError::Unavailable(why));
@@ -104,6 +123,8 @@ struct NoVerdict {
     heard: usize,
 }
 
+type Ask = (BankId, Result<Vec<Answer>, BankError>);
+
 /// Asks two voters, and the third where needed. The inner error: no verdict for some key.
 async fn attempt(
     shared: &Arc<Shared>,
@@ -112,105 +133,145 @@ async fn attempt(
     limit: Instant,
 ) -> Result<Result<Vec<Voted>, NoVerdict>, String> {
     let (through, readers) = shared.readers(shard, TURN.fetch_add(1, Ordering::Relaxed));
-    if readers.is_empty() {
-        return Err("no bank is up to date in this shard".into());
+    if readers.len() < 2 {
+        return Err(format!("{} of 3 banks are up to date, 2 are needed", readers.len()));
     }
-    let hedge = Duration::from_millis(shared.limits.hedge_ms);
-    let ask = |i: usize, values: bool, keys: Vec<Key>| {
-        let (bank, store) = readers[i];
-        async move { (i, ask(shared, shard, bank, store, keys, through, values).await) }
+    let store_of = |bank: BankId| readers.iter().find(|(b, _)| *b == bank).map(|(_, s)| *s);
+    let usable = Usable::from_fn(|b| store_of(b).is_some());
+    let ask_bank = |bank: BankId, values: bool, keys: Vec<Key>| {
+        let store = store_of(bank).unwrap_or(StoreId::ZERO);
+        async move { (bank, ask(shared, shard, bank, store, keys, through, values).await) }
     };
-    let mut flying = FuturesUnordered::new();
-    flying.push(ask(0, true, keys.to_vec()));
-    let mut asked = 1;
-    if readers.len() > 1 {
-        flying.push(ask(1, false, keys.to_vec()));
-        asked = 2;
+    let mut tables: Vec<Answers> = vec![Answers::default(); keys.len()];
+    for (b, _) in PerBank([(); 3]).iter() {
+        if !usable.contains(b) {
+            for t in &mut tables {
+                t[b].ballot = Ballot::Silent;
+            }
+        }
     }
-    let mut ballots: BTreeMap<usize, Vec<Ballot>> = BTreeMap::new();
+    // Round one: values from the first, heads from the second; the third only if one is late.
+    let mut order = readers.iter().map(|(b, _)| *b).collect::<Vec<_>>();
+    order.extend(BankId::ALL.into_iter().filter(|b| !usable.contains(*b)));
+    let hedge = Duration::from_millis(shared.limits.hedge_ms);
+    let mut fanout = Fanout::new(usable, [order[0], order[1], order[2]], 2, hedge);
+    let began = Instant::now();
+    let mut flying = FuturesUnordered::new();
+    let mut asked: Vec<BankId> = Vec::new();
     let mut why = String::new();
-    let mut late = false;
-    while ballots.len() < 2 {
-        let wait = if asked < readers.len() { hedge } else { limit.saturating_duration_since(Instant::now()) };
-        match tokio::time::timeout(wait, flying.next()).await {
-            Ok(Some((i, Ok(b)))) => {
-                ballots.insert(i, b);
-            }
-            Ok(Some((i, Err(e)))) => {
-                why = format!("bank {}: {e}", readers[i].0);
-                if asked < readers.len() {
-                    flying.push(ask(asked, true, keys.to_vec()));
-                    asked += 1;
-                }
-            }
-            Ok(None) => break,
-            Err(_) if asked < readers.len() => {
-                late = true;
-                add(&shared.metrics.hedges, 1);
-                for (i, (bank, _)) in readers.iter().enumerate().take(asked) {
-                    if !ballots.contains_key(&i) {
-                        shared.waiting(shard, *bank);
+    loop {
+        let wait = match fanout.next(began.elapsed()) {
+            Step::Done | Step::OutOfReach => break,
+            Step::Ask(bank) => {
+                if asked.len() >= 2 {
+                    add(&shared.metrics.hedges, 1);
+                    for late in asked.iter().filter(|b| tables[0][**b].ballot == Ballot::NotAsked) {
+                        shared.waiting(shard, *late);
                     }
                 }
-                flying.push(ask(asked, true, keys.to_vec()));
-                asked += 1;
+                flying.push(ask_bank(bank, asked.len() != 1, keys.to_vec()));
+                asked.push(bank);
+                continue;
             }
-            Err(_) => break,
+            Step::Wait(until) => {
+                let until = until.map_or(limit, |d| (began + d).min(limit));
+                until.saturating_duration_since(Instant::now())
+            }
+        };
+        match tokio::time::timeout(wait, flying.next()).await {
+            Ok(Some((bank, answer))) => match answer {
+                Ok(answers) => {
+                    fanout.answered(bank);
+                    lay(&mut tables, bank, answers);
+                }
+                Err(e) => {
+                    fanout.failed(bank);
+                    why = format!("bank {bank}: {e}");
+                    for t in &mut tables {
+                        t[bank].ballot = Ballot::Silent;
+                    }
+                }
+            },
+            Ok(None) => break,
+            Err(_) if Instant::now() >= limit => return Err("no answer in time".into()),
+            Err(_) => {}
         }
     }
     drop(flying);
-    if ballots.is_empty() {
-        return Err(why);
-    }
-    // Heads whose bank alone answered with values, or keys in dispute: hear everybody, with values.
-    let mut verdicts: Vec<Option<Voted>> = (0..keys.len())
-        .map(|k| {
-            let b: Vec<&Ballot> = ballots.values().map(|v| &v[k]).collect();
-            agree(&b)
-        })
-        .collect();
+    let mut verdicts: Vec<Option<Voted>> = tables.iter().map(|t| conclude(t).ok()).collect();
     let open: Vec<usize> = (0..keys.len()).filter(|k| verdicts[*k].is_none()).collect();
     if open.is_empty() {
         return Ok(Ok(verdicts.into_iter().flatten().collect()));
     }
-    if !late {
-        add(&shared.metrics.disputes, open.len());
-    }
+    // Round two, for the keys without a verdict: everybody, with values.
+    add(&shared.metrics.disputes, open.len());
     let subset: Vec<Key> = open.iter().map(|k| keys[*k].clone()).collect();
-    let full: Vec<(usize, Result<Vec<Ballot>, BankError>)> = {
-        let all: FuturesUnordered<_> =
-            (0..readers.len()).map(|i| ask(i, true, subset.clone())).collect();
-        collect_within(all, readers.len(), hedge * 4, limit).await
-    };
-    let heard: Vec<(BankId, Vec<Ballot>)> =
-        full.into_iter().filter_map(|(i, r)| r.ok().map(|b| (readers[i].0, b))).collect();
+    let all: FuturesUnordered<_> =
+        readers.iter().map(|(b, _)| ask_bank(*b, true, subset.clone())).collect();
+    let answers = collect_within(all, readers.len(), hedge * 4, limit).await;
+    let (tables, heard) = tabulate(subset.len(), answers, &mut why);
+    let floor = shared.core.lock().shards[shard as usize].floor;
     for (n, k) in open.iter().enumerate() {
-        let ballots: Vec<(BankId, &Ballot)> = heard.iter().map(|(b, v)| (*b, &v[n])).collect();
-        match decide(&ballots) {
-            Ok((voted, losers)) => {
-                if !losers.is_empty() {
-                    tracing::warn!(shard, key = %hex(&keys[*k]), ?losers, "a replica differs; repairing");
+        match conclude(&tables[n]) {
+            Ok(voted) => {
+                if needs_repair(&tables[n], floor) {
+                    tracing::warn!(shard, key = %hex(&keys[*k]), "a replica differs; repairing");
                     shared.order_repair(shard, keys[*k].clone());
                 }
                 verdicts[*k] = Some(voted);
             }
-            Err(w) => {
-                let why = format!("key {} of shard {shard}: {w}", hex(&keys[*k]));
-                return Ok(Err(NoVerdict { why, heard: heard.len() }));
+            Err(verdict) => {
+                let reason = match verdict {
+                    Verdict::Undecided(w) => w.to_string(),
+                    _ => "no verdict".into(),
+                };
+                let why = format!("key {} of shard {shard}: {reason} {why}", hex(&keys[*k]));
+                return Ok(Err(NoVerdict { why, heard }));
             }
         }
     }
     Ok(Ok(verdicts.into_iter().flatten().collect()))
 }
 
+fn lay(tables: &mut [Answers], bank: BankId, answers: Vec<Answer>) {
+    for (t, a) in tables.iter_mut().zip(answers) {
+        t[bank] = a;
+    }
+}
+
+/// Answers by key; banks that did not answer are silent. Also how many did.
+pub(crate) fn tabulate(n: usize, answers: Vec<Ask>, why: &mut String) -> (Vec<Answers>, usize) {
+    let silent = || Answer { ballot: Ballot::Silent, ..Answer::default() };
+    let mut tables: Vec<Answers> = (0..n).map(|_| PerBank::from_fn(|_| silent())).collect();
+    let mut heard = 0;
+    for (bank, answer) in answers {
+        match answer {
+            Ok(a) => {
+                heard += 1;
+                lay(&mut tables, bank, a);
+            }
+            Err(e) => *why = format!("(bank {bank}: {e})"),
+        }
+    }
+    (tables, heard)
+}
+
+fn needs_repair(answers: &Answers, floor: Version) -> bool {
+    let ballots = PerBank::from_fn(|b| answers[b].ballot);
+    let verdict = tally(&ballots);
+    let foreign = matches!(verdict, Verdict::Absent | Verdict::Tombstone { .. })
+        && answers.iter().any(|(_, a)| a.ballot == Ballot::Damaged);
+    foreign || fixes(&ballots, &verdict, floor).iter().any(|(_, f)| f.is_some())
+}
+
 /// All answers, but once two are in not longer than `patience` for the third.
-async fn collect_within<T, E>(
-    mut all: FuturesUnordered<impl Future<Output = (usize, Result<T, E>)>>,
+async fn collect_within(
+    mut all: FuturesUnordered<impl Future<Output = Ask>>,
     n: usize,
     patience: Duration,
     limit: Instant,
-) -> Vec<(usize, Result<T, E>)> {
-    let mut out: Vec<(usize, Result<T, E>)> = Vec::with_capacity(n);
+) -> Vec<Ask> {
+    let mut out: Vec<Ask> = Vec::with_capacity(n);
     while out.len() < n {
         let good = out.iter().filter(|(_, r)| r.is_ok()).count();
         let left = limit.saturating_duration_since(Instant::now());
@@ -223,7 +284,7 @@ async fn collect_within<T, E>(
     out
 }
 
-/// One node's ballots. Values are verified here; what does not verify is damaged.
+/// One node's answers. Values are verified here; what does not verify is damaged.
 pub(crate) async fn ask(
     shared: &Arc<Shared>,
     shard: u16,
@@ -232,7 +293,7 @@ pub(crate) async fn ask(
     keys: Vec<Key>,
     through: Version,
     values: bool,
-) -> Result<Vec<Ballot>, BankError> {
+) -> Result<Vec<Answer>, BankError> {
     let n = keys.len();
     let request = if values {
         Request::Read { keys: keys.clone(), through }
@@ -245,145 +306,38 @@ pub(crate) async fn ask(
     if items.len() != n {
         return Err(BankError::Garbled(format!("{} answers to {n} keys", items.len())));
     }
-    let newest = shared.core.lock().watermark;
+    // Trap 26: what lies beyond anything committed is forged. The limit is read after the answer:
+    // the node may rightly know a later group than the one that was asked for.
+    let (newest, ends) = {
+        let core = shared.core.lock();
+        (core.watermark, core.ends.clone())
+    };
+    let limit = Limit { through: newest, ends: &ends };
     let mut at = 0usize;
     let mut out = Vec::with_capacity(n);
     for (key, item) in keys.iter().zip(items) {
-        out.push(match item {
-            Found::Absent => Ballot::Absent,
-            Found::Damaged { what } => {
-                tracing::warn!(%bank, shard, key = %hex(key), %what, "damaged record");
-                Ballot::Damaged(None)
-            }
-            Found::Record { version, digest: d, len } => {
-                let value = match len {
-                    Some(len) if values => {
-                        let end = at + len as usize;
-                        if end > bulk.len() {
-                            return Err(BankError::Garbled("values cut short".into()));
-                        }
-                        let v = bulk.slice(at..end);
-                        at = end;
-                        Some(v)
+        let (mut value, mut claimed) = (None, None);
+        match &item {
+            Found::Record { version, len, .. } => {
+                claimed = Some(*version);
+                if let (Some(len), true) = (len, values) {
+                    let end = at + *len as usize;
+                    if end > bulk.len() {
+                        return Err(BankError::Garbled("values cut short".into()));
                     }
-                    _ => None,
-                };
-                ballot(key, version, d, len, value, values, newest)
-            }
-        });
-    }
-    Ok(out)
-}
-
-fn ballot(
-    key: &[u8],
-    version: Version,
-    d: Digest,
-    len: Option<u32>,
-    value: Option<Bytes>,
-    values: bool,
-    newest: Version,
-) -> Ballot {
-    // Trap 26: from beyond what was ever committed.
-    if version > newest {
-        return Ballot::Damaged(Some(version));
-    }
-    if !values && len.is_some() {
-        return Ballot::Head { version, digest: d, tombstone: false };
-    }
-    if digest(key, version, value.as_deref()) != d {
-        return Ballot::Damaged(Some(version));
-    }
-    Ballot::Whole { version, digest: d, value }
-}
-
-/// The common case: two ballots that say the same, one of them with the value.
-fn agree(b: &[&Ballot]) -> Option<Voted> {
-    let (&first, &second) = (b.first()?, b.get(1)?);
-    match (first, second) {
-        (Ballot::Absent, Ballot::Absent) => Some(Voted::Absent),
-        (Ballot::Whole { version, digest, value }, other)
-        | (other, Ballot::Whole { version, digest, value }) => match other {
-            Ballot::Head { version: v, digest: d, tombstone }
-                if (v, d) == (version, digest) && *tombstone == value.is_none() =>
-            {
-                Some(Voted::Record { version: *version, digest: *digest, value: value.clone() })
-            }
-            Ballot::Whole { version: v, digest: d, .. } if (v, d) == (version, digest) => {
-                Some(Voted::Record { version: *version, digest: *digest, value: value.clone() })
-            }
-            // One of them forgot the tombstone already: the floor passed.
-            Ballot::Absent if value.is_none() => Some(Voted::Absent),
-            _ => None,
-        },
-        _ => None,
-    }
-}
-
-/// The tally of rule 6 over full ballots. Returns the verdict and the banks that hold something
-/// else.
-pub(crate) fn decide(ballots: &[(BankId, &Ballot)]) -> Result<(Voted, Vec<BankId>), String> {
-    let absent = |b: &Ballot| match b {
-        Ballot::Absent => true,
-        Ballot::Whole { value, .. } => value.is_none(),
-        _ => false,
-    };
-    // A majority for one record.
-    let mut best: Option<(usize, Version, Digest, &Option<Bytes>)> = None;
-    let mut conflict = false;
-    for (_, b) in ballots {
-        if let Ballot::Whole { version, digest, value } = b {
-            let same = |o: &Ballot| matches!(o, Ballot::Whole { version: v, digest: d, .. } if (v, d) == (version, digest));
-            let count = ballots.iter().filter(|(_, o)| same(o)).count();
-            match &best {
-                Some((c, v, d, _)) if (*c, *v) == (count, *version) && d != digest => conflict = true,
-                Some((c, v, _, _)) if (*c, *v) >= (count, *version) => {}
-                _ => {
-                    conflict = false;
-                    best = Some((count, *version, *digest, value));
+                    value = Some(bulk.slice(at..end));
+                    at = end;
                 }
             }
-        }
-    }
-    let absences = ballots.iter().filter(|(_, b)| **b == Ballot::Absent).count();
-    let damaged = ballots.iter().filter(|(_, b)| matches!(b, Ballot::Damaged(_))).count();
-    let voted = match best {
-        Some((count, ..)) if count >= 2 => None,
-        _ if absences >= 2 => Some(Voted::Absent),
-        Some(_) if conflict => {
-            return Err("two copies of one version differ and no third decides".into());
-        }
-        // One intact copy: enough when another bank at least answered (damaged, or older).
-        Some(_) if ballots.len() >= 2 => None,
-        Some(_) => return Err("only one bank answers".into()),
-        None if ballots.iter().filter(|(_, b)| absent(b)).count() >= 2 => Some(Voted::Absent),
-        None => {
-            return Err(format!(
-                "{damaged} copies are damaged, {absences} absent, {} banks silent",
-                3usize.saturating_sub(ballots.len())
-            ));
-        }
-    };
-    let voted = match (voted, best) {
-        (Some(v), _) => v,
-        (None, Some((_, version, digest, value))) => {
-            Voted::Record { version, digest, value: value.clone() }
-        }
-        (None, None) => return Err("no copy".into()),
-    };
-    let losers = ballots
-        .iter()
-        .filter(|(_, b)| match (&voted, b) {
-            (Voted::Absent, b) => !absent(b),
-            (Voted::Record { version, digest, .. }, Ballot::Whole { version: v, digest: d, .. }) => {
-                (version, digest) != (v, d)
+            Found::Damaged { what } => {
+                tracing::warn!(%bank, shard, key = %hex(key), %what, "damaged record");
             }
-            (Voted::Record { value: None, .. }, Ballot::Absent) => false,
-            _ => true,
-        })
-        .map(|(b, _)| *b)
-        .collect();
-    Ok((voted, losers))
+            Found::Absent => {}
+        }
+        let ballot = Ballot::weigh(key, &item, value.as_deref(), limit);
+        out.push(Answer { ballot, value, claimed });
+    }
+    Ok(out)
 }
 
 /// Values of keys of any shards; pending ones from memory.
@@ -546,10 +500,12 @@ async fn scan_once(
     let (Some((heads, damaged, next_a, bulk)), Some((others, next_b))) = (whole, witness) else {
         return Err(ScanError::Again(why));
     };
-    merge(shared, shard, heads, &damaged, next_a, &bulk, others, next_b).await.map_err(|e| match e {
-        VolumeError::Unavailable(w) => ScanError::Again(w),
-        e => ScanError::Final(e),
-    })
+    merge(shared, shard, heads, &damaged, next_a, &bulk, others, next_b).await.map_err(
+        |e| match e {
+            VolumeError::Unavailable(w) => ScanError::Again(w),
+            e => ScanError::Final(e),
+        },
+    )
 }
 
 /// Lays the two listings side by side; keys in which they differ are voted on one by one.
@@ -601,7 +557,11 @@ async fn merge(
             continue;
         }
         let agreed = second.remove(&h.key) == Some((h.version, h.digest));
-        if agreed && !is_damaged && h.version <= newest && digest(&h.key, h.version, Some(&value)) == h.digest {
+        if agreed
+            && !is_damaged
+            && h.version <= newest
+            && digest(&h.key, h.version, Some(&value)) == h.digest
+        {
             records.insert(h.key, Stored { version: h.version, value });
         } else {
             disputed.push(h.key);

@@ -64,9 +64,13 @@ pub(crate) async fn run(shared: Arc<Shared>, kick: Arc<tokio::sync::Notify>) {
             () = stopped(shared.stop.subscribe()) => return,
         }
         let report = refresh(&shared, &Progress::default()).await;
-        let scrubbed =
-            scrub(&shared, &mut scrubber, shared.limits.scrub_bytes_per_refresh, &Progress::default())
-                .await;
+        let scrubbed = scrub(
+            &shared,
+            &mut scrubber,
+            shared.limits.scrub_bytes_per_refresh,
+            &Progress::default(),
+        )
+        .await;
         add(&shared.metrics.refreshes, 1);
         if report.mended + scrubbed.mended > 0 {
             tracing::info!(?report, ?scrubbed, "refresh repaired records");
@@ -92,7 +96,11 @@ pub(crate) async fn refresh(shared: &Arc<Shared>, progress: &Progress) -> Report
     report
 }
 
-async fn refresh_shard(shared: &Arc<Shared>, shard: u16, report: &mut Report) -> Result<(), String> {
+async fn refresh_shard(
+    shared: &Arc<Shared>,
+    shard: u16,
+    report: &mut Report,
+) -> Result<(), String> {
     for _ in 0..ROUNDS {
         let (through, readers) = shared.readers(shard, 0);
         if readers.len() < 2 {

@@ -4,12 +4,15 @@
 
 use crate::link::unexpected;
 use crate::metrics::add;
-use crate::read::{Ballot, Voted, ask, decide, hex};
+use crate::read::{Voted, ask, conclude, hex, tabulate};
 use crate::shared::{RepairOrder, Shared, stopped};
+use crate::vote::{Ballot, Fix, Verdict, fixes, tally};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use storenode::wire::{BankId, InstallKind, Key, RecordHead, Reply, Request, StoreId, Version};
+use storenode::wire::{
+    BankId, InstallKind, Key, PerBank, RecordHead, Reply, Request, StoreId, Version,
+};
 use tokio::sync::mpsc;
 
 /// Keys voted on together.
@@ -55,25 +58,35 @@ async fn mend_chunk(shared: &Arc<Shared>, shard: u16, keys: &[Key]) -> Result<us
         (*bank, ask(shared, shard, *bank, *store, keys.to_vec(), through, true).await)
     }))
     .await;
-    let heard: Vec<(BankId, Vec<Ballot>)> =
-        answers.into_iter().filter_map(|(b, a)| a.ok().map(|v| (b, v))).collect();
-    if heard.len() < 2 {
-        return Err("two banks are needed to decide".into());
+    let mut why = String::new();
+    let (tables, heard) = tabulate(keys.len(), answers, &mut why);
+    if heard < 2 {
+        return Err(format!("two banks are needed to decide {why}"));
     }
+    let floor = shared.core.lock().shards[shard as usize].floor;
     let mut installs: BTreeMap<BankId, (Vec<RecordHead>, Vec<Bytes>)> = BTreeMap::new();
     let mut removals: Vec<(BankId, Key, Version)> = Vec::new();
-    for (n, key) in keys.iter().enumerate() {
-        let ballots: Vec<(BankId, &Ballot)> = heard.iter().map(|(b, v)| (*b, &v[n])).collect();
-        let (voted, losers) = match decide(&ballots) {
-            Ok(d) => d,
-            Err(why) => {
-                tracing::error!(shard, key = %hex(key), %why, "cannot be repaired");
+    for (answers, key) in tables.iter().zip(keys) {
+        let voted = match conclude(answers) {
+            Ok(v) => v,
+            Err(verdict) => {
+                tracing::error!(shard, key = %hex(key), ?verdict, "cannot be repaired");
                 continue;
             }
         };
-        for bank in losers {
-            match &voted {
-                Voted::Record { version, digest, value } => {
+        let ballots = PerBank::from_fn(|b| answers[b].ballot);
+        let verdict = tally(&ballots);
+        for (bank, fix) in fixes(&ballots, &verdict, floor).iter() {
+            // A record from beyond what was committed has no vote, but it is there.
+            let foreign = (verdict == Verdict::Absent && ballots[bank] == Ballot::Damaged)
+                .then_some(answers[bank].claimed)
+                .flatten()
+                .map(|seen| Fix::Remove { seen });
+            match fix.or(foreign) {
+                None => {}
+                Some(Fix::Remove { seen }) => removals.push((bank, key.clone(), seen)),
+                Some(Fix::Install) => {
+                    let Voted::Record { version, digest, value } = &voted else { continue };
                     let (heads, values) = installs.entry(bank).or_default();
                     heads.push(RecordHead {
                         key: key.clone(),
@@ -82,17 +95,6 @@ async fn mend_chunk(shared: &Arc<Shared>, shard: u16, keys: &[Key]) -> Result<us
                         len: value.as_ref().map(|v| v.len() as u32),
                     });
                     values.extend(value.clone());
-                }
-                Voted::Absent => {
-                    let absent = ballots.iter().filter(|(_, b)| **b == Ballot::Absent).count();
-                    let seen = ballots.iter().find(|(b, _)| *b == bank).and_then(|(_, b)| match b {
-                        Ballot::Whole { version, .. } | Ballot::Damaged(Some(version)) => Some(*version),
-                        _ => None,
-                    });
-                    // Two others hold nothing: it was never written by any mount.
-                    if let (true, Some(seen)) = (absent >= 2, seen) {
-                        removals.push((bank, key.clone(), seen));
-                    }
                 }
             }
         }

@@ -423,9 +423,9 @@ impl Volume for Replicated {
             if let Some(s) = fresh {
                 *known = Some((Instant::now(), s));
             }
-            known
-                .map(|(_, s)| s)
-                .ok_or_else(|| VolumeError::Unavailable("no two banks say how full they are".into()))
+            known.map(|(_, s)| s).ok_or_else(|| {
+                VolumeError::Unavailable("no two banks say how full they are".into())
+            })
         }
         .boxed()
     }

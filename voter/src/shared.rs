@@ -66,8 +66,7 @@ impl Shared {
             let core = self.core.lock();
             (core.epoch, core.nonce)
         };
-        let envelope =
-            Envelope { format: WIRE_FORMAT, volume: self.volume, store, epoch, nonce };
+        let envelope = Envelope { format: WIRE_FORMAT, volume: self.volume, store, epoch, nonce };
         let node = &self.banks[bank][shard as usize];
         let answer = node.call(envelope, request, bulk, deadline).await;
         match &answer {
@@ -110,9 +109,22 @@ impl Shared {
 
     /// Takes a position in; wakes those who wait for commits.
     pub(crate) fn acked(&self, shard: u16, bank: BankId, p: Position) {
+        self.stands(shard, bank, p, false);
+    }
+
+    /// The same right after an attach or an admission: replaces what was known.
+    pub(crate) fn attached(&self, shard: u16, bank: BankId, p: Position) {
+        self.stands(shard, bank, p, true);
+    }
+
+    fn stands(&self, shard: u16, bank: BankId, p: Position, anew: bool) {
         let moved = {
             let mut core = self.core.lock();
-            let moved = core.acked(shard, bank, p, &self.limits);
+            let moved = if anew {
+                core.attached(shard, bank, p, &self.limits)
+            } else {
+                core.acked(shard, bank, p, &self.limits)
+            };
             let s = &mut core.shards[shard as usize];
             let end = s.committed_end;
             let r = &mut s.replicas[bank];

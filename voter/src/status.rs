@@ -129,15 +129,13 @@ pub(crate) async fn node_statuses(
 
 /// Capacity and free space: two banks must hold everything, so the second-best bank counts; within a
 /// bank the fullest shard bounds the rest.
-pub(crate) async fn space(
-    banks: &PerBank<Vec<Arc<dyn Bank>>>,
-    shards: u16,
-) -> Option<VolumeSpace> {
+pub(crate) async fn space(banks: &PerBank<Vec<Arc<dyn Bank>>>, shards: u16) -> Option<VolumeSpace> {
     let all = node_statuses(banks, Duration::from_millis(500)).await;
     let mut per_bank: Vec<(u64, u64, u64)> = all
         .iter()
         .filter_map(|(_, nodes)| {
-            let spaces: Option<Vec<_>> = nodes.iter().map(|s| s.as_ref().map(|s| s.space)).collect();
+            let spaces: Option<Vec<_>> =
+                nodes.iter().map(|s| s.as_ref().map(|s| s.space)).collect();
             let spaces = spaces?;
             let n = u64::from(shards);
             let free = spaces.iter().map(|s| s.free_bytes).min()? * n;
@@ -234,7 +232,8 @@ impl Replicated {
         });
         let mut redundancy = 3;
         for (i, s) in core.shards.iter().enumerate() {
-            let good = s.replicas.iter().filter(|(_, r)| r.state == ReplicaState::UpToDate && r.votes);
+            let good =
+                s.replicas.iter().filter(|(_, r)| r.state == ReplicaState::UpToDate && r.votes);
             redundancy = redundancy.min(good.count());
             for (bank, r) in s.replicas.iter() {
                 let Some(row) = out.replicas.get_mut(i * 3 + bank.index()) else { continue };
@@ -269,7 +268,11 @@ impl Replicated {
         let (through, pending, stores) = {
             let core = shared.core.lock();
             let s = &core.shards[shard as usize];
-            (s.committed_end, core.pending(&key).is_some(), PerBank::from_fn(|b| s.replicas[b].store))
+            (
+                s.committed_end,
+                core.pending(&key).is_some(),
+                PerBank::from_fn(|b| s.replicas[b].store),
+            )
         };
         let found = futures_util::future::join_all(BankId::ALL.map(|bank| {
             let request = Request::Read { keys: vec![key.clone()], through };

@@ -4,8 +4,8 @@
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-pub use storenode::wire::{Key, Version, VolumeId};
 use std::time::Duration;
+pub use storenode::wire::{Key, Version, VolumeId};
 
 /// One put or delete.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -126,8 +126,7 @@ pub trait Volume: Send + Sync + 'static {
 
     /// Live records of one shard with `start <= key < end` (`end` empty = no end), ascending, at
     /// most `limit` and about 4 MiB.
-    fn scan(&self, shard: u16, start: Key, end: Key, limit: usize)
-    -> BoxFuture<'_, Result<Page>>;
+    fn scan(&self, shard: u16, start: Key, end: Key, limit: usize) -> BoxFuture<'_, Result<Page>>;
 
     /// Closes the open group and waits until all submitted before the call is durable on two banks.
     ///

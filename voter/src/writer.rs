@@ -6,15 +6,17 @@
 //!               overlay: newest value of every key not yet committed (reads are answered from it)
 //! ```
 
+use crate::commit::Commit;
 use crate::limits::Limits;
 use crate::volume::{Change, Op, Stored, VolumeError};
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::Instant;
 use storenode::part::PartHead;
 use storenode::wire::{
-    BankId, Configuration, GROUP_BYTES_MAX, Key, PART_RECORDS_MAX, PerBank, Position, StoreId,
-    Version,
+    BankId, Configuration, GROUP_BYTES_MAX, Key, OpeningMark, PART_RECORDS_MAX, PerBank, Position,
+    StoreId, Version,
 };
 
 /// What the group being built does to one key.
@@ -151,11 +153,19 @@ impl Shard {
 
     /// Banks whose answers count for reads through `through`, best first: those that are not keeping
     /// others waiting, then in the order given by `turn`.
-    pub(crate) fn readers(&self, through: Version, turn: usize, now: Instant, slow: std::time::Duration) -> Vec<BankId> {
+    pub(crate) fn readers(
+        &self,
+        through: Version,
+        turn: usize,
+        now: Instant,
+        slow: std::time::Duration,
+    ) -> Vec<BankId> {
         let mut banks: Vec<(bool, usize, BankId)> = self
             .replicas
             .iter()
-            .filter(|(_, r)| r.votes && r.state == ReplicaState::UpToDate && r.position.position >= through)
+            .filter(|(_, r)| {
+                r.votes && r.state == ReplicaState::UpToDate && r.position.position >= through
+            })
             .map(|(b, r)| {
                 let late = r.waiting_since.is_some_and(|t| now.saturating_duration_since(t) > slow);
                 (late, (b.index() + 3 - turn % 3) % 3, b)
@@ -165,15 +175,12 @@ impl Shard {
         banks.into_iter().map(|(_, _, b)| b).collect()
     }
 
-    fn voters_at(&self, v: Version) -> usize {
-        self.replicas.iter().filter(|(_, r)| r.votes && r.position.position >= v).count()
-    }
-
     /// Drops parts that every replica has, and the oldest ones beyond the bound.
     fn prune(&mut self, replay_bytes: usize) {
         while let Some(front) = self.parts.front() {
             let needed = self.replicas.iter().any(|(_, r)| {
-                self.configuration.stores.0.contains(&Some(r.store)) && r.position.position < front.version
+                self.configuration.stores.0.contains(&Some(r.store))
+                    && r.position.position < front.version
             });
             if front.version > self.committed_end || (needed && self.parts_bytes <= replay_bytes) {
                 break;
@@ -187,7 +194,6 @@ impl Shard {
 /// A sealed group, to be encoded and sent.
 #[derive(Debug)]
 pub(crate) struct Sealed {
-    pub(crate) version: Version,
     /// Per shard: head of the part and its records.
     pub(crate) parts: Vec<(u16, PartHead, Vec<(Key, Option<Bytes>)>)>,
 }
@@ -200,7 +206,10 @@ pub(crate) struct Core {
     pub(crate) cut: Version,
     pub(crate) watermark: Version,
     pub(crate) shards: Vec<Shard>,
+    /// Where earlier epochs end (rule 6).
+    pub(crate) ends: Arc<[OpeningMark]>,
     pub(crate) fenced: Option<String>,
+    commit: Commit,
     open: OpenGroup,
     next_seq: u64,
     /// Seal as soon as possible, whatever the size.
@@ -220,13 +229,16 @@ impl Core {
     /// A core that continues behind `cut` (the opening entry is already in every shard).
     pub(crate) fn new(epoch: u64, nonce: u64, cut: Version, shards: Vec<Shard>) -> Self {
         let watermark = Version::new(epoch, cut.seq);
+        let commit = Commit::new(shards.len() as u16, watermark);
         Self {
             epoch,
             nonce,
             cut,
             watermark,
             shards,
+            ends: Arc::from([]),
             fenced: None,
+            commit,
             open: OpenGroup::default(),
             next_seq: cut.seq + 1,
             seal_asked: false,
@@ -280,13 +292,15 @@ impl Core {
 
     /// Would this operation overflow the open group? Operations never straddle groups.
     pub(crate) fn must_seal_before(&self, (records, bytes): (usize, usize)) -> bool {
-        self.open.keys.len() + records > PART_RECORDS_MAX || self.open.bytes + bytes > GROUP_BYTES_MAX
+        self.open.keys.len() + records > PART_RECORDS_MAX
+            || self.open.bytes + bytes > GROUP_BYTES_MAX
     }
 
     fn join(&mut self, op: Op, version: Version) {
         let Op { shard, key, change } = op;
         let before = self.open.keys.get(&key);
-        let was_new = matches!(before, Some(OpenKey { pending: Pending::Put { new: true, .. }, .. }));
+        let was_new =
+            matches!(before, Some(OpenKey { pending: Pending::Put { new: true, .. }, .. }));
         let freed = match before {
             Some(OpenKey { pending: Pending::Put { value, .. }, .. }) => value.len(),
             _ => 0,
@@ -318,7 +332,12 @@ impl Core {
     }
 
     /// What is pending in a range of one shard, ascending.
-    pub(crate) fn pending_range(&self, shard: u16, start: &[u8], end: &[u8]) -> Vec<(Key, Option<Stored>)> {
+    pub(crate) fn pending_range(
+        &self,
+        shard: u16,
+        start: &[u8],
+        end: &[u8],
+    ) -> Vec<(Key, Option<Stored>)> {
         use std::ops::Bound::{Excluded, Included, Unbounded};
         if !end.is_empty() && start >= end {
             return Vec::new();
@@ -398,8 +417,9 @@ impl Core {
             parts.push((*s, head, by_shard.remove(s).unwrap_or_default()));
         }
         self.flying_bytes += open.bytes;
+        self.commit.add(version, &shards);
         self.flying.push_back(Flying { version, shards, keys, bytes: open.bytes });
-        self.sealed.push_back(Sealed { version, parts });
+        self.sealed.push_back(Sealed { parts });
         true
     }
 
@@ -411,11 +431,26 @@ impl Core {
         if s.recent.len() > RECENT_MAX {
             s.recent.pop_front();
         }
-        s.parts.push_back(SentPart {
-            version: head.version,
-            predecessor: head.predecessor,
-            bytes,
-        });
+        s.parts.push_back(SentPart { version: head.version, predecessor: head.predecessor, bytes });
+    }
+
+    /// A replica was attached to this epoch and stands at `p`; this replaces what it said before (it
+    /// may have voided parts). Returns true when the watermark moved.
+    pub(crate) fn attached(
+        &mut self,
+        shard: u16,
+        bank: BankId,
+        p: Position,
+        limits: &Limits,
+    ) -> bool {
+        let r = &mut self.shards[shard as usize].replicas[bank];
+        r.position = p;
+        if r.votes {
+            self.commit.attach(shard, bank, p.position);
+        } else {
+            self.commit.forget(shard, bank);
+        }
+        self.acked(shard, bank, p, limits)
     }
 
     /// A replica says where it stands. Returns true when the watermark moved.
@@ -427,26 +462,25 @@ impl Core {
         r.position.detached = p.detached;
         if r.votes {
             r.mark = r.mark.max(p.high);
+            self.commit.ack(shard, bank, p.position);
         }
         // Rule 10: the floor follows what all three have applied durably.
         let all = s.configuration.stores.0.iter().flatten().count() == 3;
         if all && s.replicas.iter().all(|(_, r)| r.votes && r.state == ReplicaState::UpToDate) {
-            let lowest = s.replicas.iter().map(|(_, r)| r.position.applied).min().unwrap_or_default();
+            let lowest =
+                s.replicas.iter().map(|(_, r)| r.position.applied).min().unwrap_or_default();
             s.floor = s.floor.max(lowest);
         }
-        let moved = self.commit();
+        let moved = self.settle();
         self.shards[shard as usize].prune(limits.replay_bytes);
         moved
     }
 
-    /// Rule 4: commits every group at the front that two voters of each of its shards hold.
-    fn commit(&mut self) -> bool {
+    /// Takes what [`Commit`] found committed out of flight.
+    fn settle(&mut self) -> bool {
+        let watermark = self.commit.watermark();
         let mut moved = false;
-        while let Some(g) = self.flying.front() {
-            let held = g.shards.iter().all(|s| self.shards[*s as usize].voters_at(g.version) >= 2);
-            if !held {
-                break;
-            }
+        while self.flying.front().is_some_and(|g| g.version <= watermark) {
             let Some(g) = self.flying.pop_front() else { break };
             self.watermark = g.version;
             self.flying_bytes -= g.bytes;
@@ -519,7 +553,14 @@ mod tests {
                 PerBank::from_fn(replica),
             )
         };
-        Core::new(1, 7, Version::ZERO, vec![shard(), shard()])
+        let mut c = Core::new(1, 7, Version::ZERO, vec![shard(), shard()]);
+        for shard in 0..2 {
+            for b in BankId::ALL {
+                let p = at(&c, shard, b, Version::new(1, 0));
+                c.attached(shard, b, p, &Limits::default());
+            }
+        }
+        c
     }
     fn put(shard: u16, key: &str, v: &'static str) -> Op {
         Op { shard, key: key.into(), change: Change::Put(Bytes::from_static(v.as_bytes())) }
@@ -534,7 +575,7 @@ mod tests {
             let bytes = storenode::part::encode(&head, &records);
             c.push_part(shard, &head, bytes);
         }
-        s.version
+        c.shards.iter().map(|s| s.chain_end).max().unwrap()
     }
 
     #[test]
@@ -576,7 +617,8 @@ mod tests {
     #[test]
     fn a_key_born_and_deleted_in_one_group_leaves_nothing_to_write() {
         let mut c = core();
-        let new = Op { shard: 1, key: b"t".to_vec(), change: Change::PutNew(Bytes::from_static(b"x")) };
+        let new =
+            Op { shard: 1, key: b"t".to_vec(), change: Change::PutNew(Bytes::from_static(b"x")) };
         let del = Op { shard: 1, key: b"t".to_vec(), change: Change::Delete };
         c.submit(vec![new], Instant::now()).unwrap();
         c.submit(vec![del], Instant::now()).unwrap();
@@ -592,6 +634,8 @@ mod tests {
         let l = Limits::default();
         let mut c = core();
         c.shards[0].replicas[BankId::B].votes = false;
+        let p = at(&c, 0, BankId::B, Version::ZERO);
+        c.attached(0, BankId::B, p, &l);
         c.submit(vec![put(0, "a", "1")], Instant::now()).unwrap();
         let v = seal(&mut c);
         for b in [BankId::A, BankId::B] {
