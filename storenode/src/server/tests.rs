@@ -1,5 +1,7 @@
 //! The HTTP side over loopback, with a node that echoes, waits or panics on demand.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use super::*;
 use crate::client::{ClientError, ClientLimits, NodeClient};
 use crate::wire::{Found, Position, StoreId, Version, VolumeId};
