@@ -146,7 +146,7 @@ struct PutArgs {
     /// Hexadecimal, or `text:` and the key itself
     #[arg(value_parser = text::parse_key)]
     key: Bytes,
-    /// New value: hexadecimal, or `text:` and the value itself
+    /// New value, as it is; or `hex:` and hexadecimal digits
     #[arg(value_parser = text::parse_value, required_unless_present = "from")]
     value: Option<Bytes>,
     /// Take the value from a file
@@ -170,7 +170,7 @@ struct DelayArgs {
 #[derive(Args, Debug)]
 struct RefuseArgs {
     /// `on` or `off`
-    #[arg(value_parser = text::parse_on_off)]
+    #[arg(value_parser = text::parse_on_off, action = clap::ArgAction::Set)]
     on: bool,
     #[command(flatten)]
     target: TargetArgs,
@@ -269,11 +269,11 @@ mod tests {
         let Command::Get(a) = parse("storenode get 0aFF --dir d").unwrap() else { panic!() };
         assert_eq!(a.key.0, [0x0a, 0xff]);
         let Command::Put(a) =
-            parse("storenode put text:k text:v --version e2.7 --dir d --json").unwrap()
+            parse("storenode put text:k v0 --version e2.7 --dir d --json").unwrap()
         else {
             panic!()
         };
-        assert_eq!((a.key.0, a.value.unwrap().0), (b"k".to_vec(), b"v".to_vec()));
+        assert_eq!((a.key.0, a.value.unwrap().0), (b"k".to_vec(), b"v0".to_vec()));
         assert_eq!(a.version, Some(Version::new(2, 7)));
         assert!(a.target.json);
         for bad in [
@@ -281,6 +281,7 @@ mod tests {
             "storenode get zz --dir d",
             "storenode get text: --dir d",
             "storenode put 0a 0b --version 7 --dir d",
+            "storenode put 0a hex:0 --dir d",
             "storenode put 0a --dir d",
             "storenode refuse maybe --url u",
             "storenode delay -1 --url u",

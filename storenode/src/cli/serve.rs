@@ -179,7 +179,7 @@ fn cannot_bind(addr: SocketAddr, e: &std::io::Error) -> Failure {
     let port = addr.port();
     let hint = match e.kind() {
         std::io::ErrorKind::AddrInUse => format!(
-            "the port is taken; see by whom: ss -ltnp 'sport = :{port}'. \
+            "port {port} is in use; see by whom: ss -ltnp 'sport = :{port}'. \
              Stop that, or choose another port with --listen"
         ),
         std::io::ErrorKind::AddrNotAvailable => "this machine has no such address".into(),

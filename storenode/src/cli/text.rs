@@ -63,7 +63,10 @@ pub(super) fn parse_prefix(s: &str) -> Result<Bytes, String> {
 }
 
 pub(super) fn parse_value(s: &str) -> Result<Bytes, String> {
-    bytes(s).map(Bytes)
+    match s.strip_prefix("hex:") {
+        Some(digits) => bytes(digits).map(Bytes),
+        None => Ok(Bytes(s.as_bytes().to_vec())),
+    }
 }
 
 pub(super) fn parse_on_off(s: &str) -> Result<bool, String> {
