@@ -72,12 +72,13 @@ enum Command {
 
 /// Which node: a running one by address, or a stopped one by directory.
 #[derive(Args, Debug, Clone)]
+#[command(group = clap::ArgGroup::new("node").required(true))]
 pub(crate) struct TargetArgs {
     /// Running node, http://HOST:PORT or HOST:PORT; needs --token-file
-    #[arg(long, value_name = "URL", required_unless_present = "dir", conflicts_with = "dir")]
+    #[arg(long, value_name = "URL", group = "node")]
     url: Option<String>,
     /// Directory of a node that does not run
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", group = "node")]
     dir: Option<PathBuf>,
     /// The volume's token (mode 0600)
     #[arg(long, value_name = "FILE", env = "TERCET_TOKEN_FILE")]
