@@ -20,10 +20,15 @@
 
 pub mod bank;
 pub mod commit;
+pub mod configuration;
+pub mod health;
 pub mod limits;
 pub mod memory;
 pub mod metrics;
 pub mod open;
+pub mod opening;
+pub mod pace;
+pub mod plan;
 pub mod quorum;
 pub mod refresh;
 pub mod replicated;

@@ -1,0 +1,98 @@
+//! How much background work may take: a token bucket. Time is an argument, a [`Duration`] since any
+//! fixed moment.
+
+use std::time::Duration;
+
+/// Tokens (bytes, records, requests: the caller's unit) that come in at a steady rate.
+#[derive(Clone, Debug)]
+pub struct Pace {
+    per_second: f64,
+    burst: f64,
+    /// May be negative: a large piece of work is allowed when the bucket is not empty, and paid
+    /// off before the next one.
+    tokens: f64,
+    at: Duration,
+}
+
+impl Pace {
+    /// A full bucket. `per_second` 0 = never; `burst` is what may be taken at once after idleness.
+    #[must_use]
+    pub fn new(per_second: u64, burst: u64, now: Duration) -> Self {
+        let (per_second, burst) = (per_second as f64, burst.max(1) as f64);
+        Self { per_second, burst, tokens: burst, at: now }
+    }
+
+    /// Changes the rate from now on.
+    pub fn set_rate(&mut self, per_second: u64, now: Duration) {
+        self.refill(now);
+        self.per_second = per_second as f64;
+    }
+
+    fn refill(&mut self, now: Duration) {
+        let passed = now.saturating_sub(self.at).as_secs_f64();
+        self.tokens = (self.tokens + passed * self.per_second).min(self.burst);
+        self.at = self.at.max(now);
+    }
+
+    /// Takes `amount` if anything is left, and says how long to wait otherwise. `amount` may be
+    /// larger than the burst: then the next call waits longer.
+    ///
+    /// # Errors
+    /// How long to wait before asking again; at most an hour.
+    pub fn take(&mut self, amount: u64, now: Duration) -> Result<(), Duration> {
+        self.refill(now);
+        if self.tokens > 0.0 && self.per_second > 0.0 {
+            self.tokens -= amount as f64;
+            return Ok(());
+        }
+        const LONGEST_S: f64 = 3600.0;
+        let wait = (1.0 - self.tokens) / self.per_second;
+        Err(Duration::from_secs_f64(if wait.is_finite() {
+            wait.clamp(1e-6, LONGEST_S)
+        } else {
+            LONGEST_S
+        }))
+    }
+
+    /// Work that had to be done anyway: later work pays for it.
+    pub fn charge(&mut self, amount: u64, now: Duration) {
+        self.refill(now);
+        self.tokens -= amount as f64;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rate_holds_over_time_whatever_the_pieces() {
+        for piece in [1, 7, 100, 5000] {
+            let mut pace = Pace::new(1000, 100, Duration::ZERO);
+            let (mut now, mut done) = (Duration::ZERO, 0);
+            while now < Duration::from_secs(60) {
+                match pace.take(piece, now) {
+                    Ok(()) => done += piece,
+                    Err(wait) => now += wait,
+                }
+            }
+            let most = 60_000 + 100 + piece;
+            assert!((59_000..=most).contains(&done), "{done} in pieces of {piece}");
+        }
+    }
+
+    #[test]
+    fn idleness_saves_no_more_than_the_burst() {
+        let mut pace = Pace::new(10, 5, Duration::ZERO);
+        let now = Duration::from_secs(1000);
+        assert_eq!((0..100).filter(|_| pace.take(1, now).is_ok()).count(), 5);
+    }
+
+    #[test]
+    fn no_rate_means_never_and_time_running_back_is_harmless() {
+        let mut pace = Pace::new(0, 5, Duration::from_secs(9));
+        assert_eq!(pace.take(1, Duration::from_secs(1)), Err(Duration::from_secs(3600)));
+        pace.set_rate(1, Duration::from_secs(2));
+        assert!(pace.take(1, Duration::from_secs(2)).is_ok());
+    }
+}
