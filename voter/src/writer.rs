@@ -425,13 +425,7 @@ impl Core {
 
     /// Hands an encoded part to the links of its shard.
     pub(crate) fn push_part(&mut self, shard: u16, head: &PartHead, bytes: Bytes) {
-        let s = &mut self.shards[shard as usize];
-        s.parts_bytes += bytes.len();
-        s.recent.push_back(head.version);
-        if s.recent.len() > RECENT_MAX {
-            s.recent.pop_front();
-        }
-        s.parts.push_back(SentPart { version: head.version, predecessor: head.predecessor, bytes });
+        self.shards[shard as usize].push(head, bytes);
     }
 
     /// A replica was attached to this epoch and stands at `p`; this replaces what it said before (it
@@ -521,6 +515,22 @@ impl Shard {
             parts_bytes: 0,
             recent: VecDeque::from([end]),
         }
+    }
+
+    /// A version of the chain whose bytes are not kept.
+    pub(crate) fn remember(&mut self, version: Version) {
+        self.recent.push_back(version);
+        if self.recent.len() > RECENT_MAX {
+            self.recent.pop_front();
+        }
+    }
+
+    /// A part of the chain, behind all others.
+    pub(crate) fn push(&mut self, head: &PartHead, bytes: Bytes) {
+        self.remember(head.version);
+        self.parts_bytes += bytes.len();
+        let (version, predecessor) = (head.version, head.predecessor);
+        self.parts.push_back(SentPart { version, predecessor, bytes });
     }
 }
 
