@@ -1,7 +1,6 @@
 //! Opening a volume (protocol rule 5) and making one: what [`crate::opening`] decides, done.
 
 use crate::bank::BankError;
-use crate::bank::BankError;
 use crate::limits::Limits;
 use crate::link::{position_of, status_of, unexpected};
 use crate::metrics::Metrics;
@@ -179,7 +178,9 @@ impl Opener {
             epoch: self.epoch,
             nonce: self.nonce,
         };
-        self.nodes.banks[bank][shard].call(envelope, request, bulk, self.limits.bulk_deadline()).await
+        self.nodes.banks[bank][shard]
+            .call(envelope, request, bulk, self.limits.bulk_deadline())
+            .await
     }
 
     fn broken(&self, shard: usize, bank: BankId, e: &BankError) -> OpenError {
@@ -223,9 +224,10 @@ impl Opener {
         let mut before: Option<Vec<PerBank<Option<Status>>>> = None;
         loop {
             let now = self.statuses().await;
-            let held = now.iter().flat_map(|r| r.iter().filter_map(|(_, s)| s.as_ref())).find(|s| {
-                s.promise.epoch > 0 && !s.promise.released
-            });
+            let held = now
+                .iter()
+                .flat_map(|r| r.iter().filter_map(|(_, s)| s.as_ref()))
+                .find(|s| s.promise.epoch > 0 && !s.promise.released);
             let Some(held) = held else { return Ok(()) };
             // The newest promise decides: an older one may have missed the goodbye.
             let newest = now
@@ -241,9 +243,11 @@ impl Opener {
                     row[b].as_ref().map(|s| (s.promise.epoch, s.beats))
                 };
                 let beating = before.iter().zip(&now).any(|(old, new)| {
-                    let moved = BankId::ALL.into_iter().filter(|b| match (beats(old, *b), beats(new, *b)) {
-                        (Some((e, o)), Some((f, n))) => e == f && n > o,
-                        _ => false,
+                    let moved = BankId::ALL.into_iter().filter(|b| {
+                        match (beats(old, *b), beats(new, *b)) {
+                            (Some((e, o)), Some((f, n))) => e == f && n > o,
+                            _ => false,
+                        }
                     });
                     moved.count() >= 2
                 });
@@ -410,7 +414,9 @@ impl Opener {
                 let missing: Vec<Bytes> =
                     step.append.iter().filter_map(|v| bytes[shard].get(v).cloned()).collect();
                 if missing.len() != step.append.len() {
-                    return Err(OpenError::Incomplete(format!("shard {shard}: a part of the chain is gone")));
+                    return Err(OpenError::Incomplete(format!(
+                        "shard {shard}: a part of the chain is gone"
+                    )));
                 }
                 for batch in missing.chunks(64) {
                     let mut batch = batch.to_vec();
@@ -427,7 +433,8 @@ impl Opener {
                         let now: Vec<Bytes> = batch.drain(..n).collect();
                         let lens = now.iter().map(|b| b.len() as u32).collect();
                         let request = Request::Append { lens, watermark: plan.watermark };
-                        let reply = self.call(shard, bank, store, request, now).await.map_err(fail)?;
+                        let reply =
+                            self.call(shard, bank, store, request, now).await.map_err(fail)?;
                         at = position_of(reply.0).map_err(fail)?;
                     }
                 }
@@ -490,7 +497,9 @@ impl Opener {
                 )));
             }
             moved += records.len();
-            (self.options.progress)(&format!("bank {bank} shard {shard} catches up: {moved} records"));
+            (self.options.progress)(&format!(
+                "bank {bank} shard {shard} catches up: {moved} records"
+            ));
             if !records.is_empty() {
                 let request =
                     Request::Install { records, as_of: through, kind: InstallKind::CatchUp };
@@ -565,8 +574,7 @@ impl Opener {
                     moved: (0, 0),
                 }
             });
-            let mut shard =
-                Shard::opened(c.configuration, plan.watermark, p.entry.floor, replicas);
+            let mut shard = Shard::opened(c.configuration, plan.watermark, p.entry.floor, replicas);
             // The parts that were settled are kept for the third voter like any others.
             for version in &p.chain {
                 if let Some(raw) = bytes[i].get(version)
