@@ -100,7 +100,18 @@ impl Replicated {
     /// [`OpenError`] says which node stands in the way; nothing is changed then, or what was changed
     /// is continued by the next `init`.
     pub async fn init(config: &ClusterConfig) -> std::result::Result<VolumeId, OpenError> {
-        open::init(&Nodes::http(config)?, &config.limits).await
+        Self::init_with(&Nodes::http(config)?, &config.limits).await
+    }
+
+    /// Like [`Replicated::init`], over any kind of banks.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub async fn init_with(
+        nodes: &Nodes,
+        limits: &Limits,
+    ) -> std::result::Result<VolumeId, OpenError> {
+        open::init(nodes, limits).await
     }
 
     /// Opens the volume for writing (protocol rule 5).
@@ -178,6 +189,12 @@ impl Replicated {
     /// Starts a refresh in the background.
     pub fn kick_refresh(&self) {
         self.kick_refresh.notify_one();
+    }
+
+    /// Dies without a word, as a killed process would: what was not sent is lost.
+    pub fn abandon(&self) {
+        self.shared.fence("abandoned".into());
+        self.tasks.lock().drain(..).for_each(|t| t.abort());
     }
 
     /// Syncs, says goodbye to the nodes (the next mount need not wait) and ends all tasks.

@@ -1,0 +1,561 @@
+//! The whole voter over real node services in memory: kill, wipe, roll back, corrupt, hang, and see
+//! that what was acknowledged is read back, that nothing deleted returns, and that the banks end up
+//! equal. The oracle is a map kept outside.
+
+use bytes::Bytes;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use storenode::wire::{
+    BankId, Envelope, Fault, Key, PerBank, Reply, Request, StoreId, WIRE_FORMAT,
+};
+use voter::bank::Bank;
+use voter::bank::faulty::FaultyBank;
+use voter::bank::memory::MemoryBank;
+use voter::volume::{Change, Op, Volume, VolumeError};
+use voter::{Limits, Nodes, OpenError, OpenOptions, Replicated};
+
+const SHARDS: u16 = 2;
+
+struct World {
+    nodes: PerBank<Vec<Arc<MemoryBank>>>,
+    wires: PerBank<Vec<Arc<FaultyBank>>>,
+}
+
+fn limits() -> Limits {
+    Limits {
+        sync_deadline_ms: 3_000,
+        read_deadline_ms: 2_000,
+        call_deadline_ms: 500,
+        hedge_ms: 30,
+        group_timer_ms: 20,
+        beat_ms: 100,
+        lease_ms: 1_000,
+        holder_watch_ms: 400,
+        probe_first_ms: 10,
+        probe_longest_ms: 100,
+        // Tests ask for a refresh when they want one.
+        refresh_interval_s: 3_600,
+        ..Limits::default()
+    }
+}
+
+impl World {
+    fn new() -> Self {
+        let nodes = PerBank::from_fn(|b| {
+            (0..SHARDS)
+                .map(|s| {
+                    let seed = 1 + u64::from(s) * 3 + b.index() as u64;
+                    Arc::new(MemoryBank::start_new(b, s, seed).expect("a node in memory"))
+                })
+                .collect::<Vec<_>>()
+        });
+        let wires = PerBank::from_fn(|b| {
+            nodes[b]
+                .iter()
+                .map(|n: &Arc<MemoryBank>| Arc::new(FaultyBank::new(n.clone() as Arc<dyn Bank>, 7)))
+                .collect::<Vec<_>>()
+        });
+        let world = Self { nodes, wires };
+        world.clock();
+        world
+    }
+
+    /// The nodes' own clock: marks of idle logs, sidecars, compaction.
+    fn clock(&self) {
+        let nodes: Vec<_> = self.nodes.0.iter().flatten().cloned().collect();
+        let began = Instant::now();
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                nodes.iter().for_each(|n| n.tick(began.elapsed()));
+            }
+        });
+    }
+
+    fn as_nodes(&self) -> Nodes {
+        Nodes {
+            banks: PerBank::from_fn(|b| {
+                self.wires[b].iter().map(|w| w.clone() as Arc<dyn Bank>).collect()
+            }),
+        }
+    }
+
+    async fn made() -> Self {
+        let world = Self::new();
+        Replicated::init_with(&world.as_nodes(), &limits()).await.expect("init");
+        world
+    }
+
+    async fn open(&self) -> Arc<Replicated> {
+        self.try_open(true).await.expect("open")
+    }
+
+    async fn try_open(&self, takeover: bool) -> Result<Arc<Replicated>, OpenError> {
+        let options = OpenOptions {
+            holder: "test".into(),
+            takeover,
+            auto_replace: true,
+            progress: Arc::new(|_| {}),
+        };
+        Replicated::open_with(self.as_nodes(), limits(), options).await
+    }
+
+    fn each(&self, bank: BankId, f: impl Fn(&MemoryBank)) {
+        self.nodes[bank].iter().for_each(|n| f(n));
+    }
+
+    fn kill(&self, bank: BankId) {
+        self.each(bank, MemoryBank::kill);
+    }
+
+    fn start(&self, bank: BankId) {
+        self.each(bank, |n| n.start().expect("restart"));
+    }
+
+    fn all(&self, f: impl Fn(BankId)) {
+        BankId::ALL.into_iter().for_each(f);
+    }
+
+    /// Live records of one node, read as an observer: version and digest by key.
+    fn content(&self, bank: BankId, shard: u16) -> BTreeMap<Key, (String, String)> {
+        let node = &self.nodes[bank][shard as usize];
+        let service = node.service().expect("running");
+        let status = service.status();
+        let envelope = Envelope {
+            format: WIRE_FORMAT,
+            volume: status.volume.expect("a volume"),
+            store: status.store,
+            epoch: 0,
+            nonce: 0,
+        };
+        let mut out = BTreeMap::new();
+        let mut start = Vec::new();
+        loop {
+            let request = Request::Scan {
+                start: start.clone(),
+                end: vec![],
+                limit: 1_000,
+                values: false,
+                through: status.watermark,
+            };
+            let (reply, _) = service.handle(envelope, request, Bytes::new()).expect("scan");
+            let Reply::Records { records, next, .. } = reply else { panic!("{reply:?}") };
+            for r in records {
+                out.insert(r.key, (r.version.to_string(), r.digest.to_string()));
+            }
+            match next {
+                Some(mut k) => {
+                    k.push(0);
+                    start = k;
+                }
+                None => return out,
+            }
+        }
+    }
+
+    /// Waits until all three banks hold the same.
+    async fn await_equal(&self) {
+        let limit = Instant::now() + Duration::from_secs(10);
+        loop {
+            let differ = (0..SHARDS).find(|s| {
+                let a = self.content(BankId::A, *s);
+                a != self.content(BankId::B, *s) || a != self.content(BankId::C, *s)
+            });
+            let Some(shard) = differ else { return };
+            if Instant::now() > limit {
+                for b in BankId::ALL {
+                    eprintln!(
+                        "bank {b} shard {shard}: {:?}",
+                        self.nodes[b][shard as usize].status()
+                    );
+                    eprintln!("  {} records", self.content(b, shard).len());
+                }
+                panic!("the banks do not become equal in shard {shard}");
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+async fn await_redundancy(v: &Replicated, n: usize) {
+    let limit = Instant::now() + Duration::from_secs(10);
+    loop {
+        let status = v.status().await;
+        if status.redundancy == n {
+            return;
+        }
+        assert!(
+            Instant::now() < limit,
+            "redundancy {} and not {n}: {status:#?}",
+            status.redundancy
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// A volume and what it should hold.
+struct Checked {
+    v: Arc<Replicated>,
+    model: BTreeMap<Key, Bytes>,
+}
+
+fn shard_of(key: &[u8]) -> u16 {
+    u16::from(key[0]) % SHARDS
+}
+fn key(n: usize) -> Key {
+    vec![n as u8, (n >> 8) as u8, b'k']
+}
+
+impl Checked {
+    fn put(&mut self, n: usize, text: &str) {
+        let (key, value) = (key(n), Bytes::from(format!("{text} {n}")));
+        let op = Op { shard: shard_of(&key), key: key.clone(), change: Change::Put(value.clone()) };
+        self.v.submit(vec![op]).expect("submit");
+        self.model.insert(key, value);
+    }
+    fn delete(&mut self, n: usize) {
+        let key = key(n);
+        let op = Op { shard: shard_of(&key), key: key.clone(), change: Change::Delete };
+        self.v.submit(vec![op]).expect("submit");
+        self.model.remove(&key);
+    }
+    async fn sync(&self) {
+        self.v.sync().await.expect("sync");
+    }
+    /// Every key of the model, and some that are not in it, read singly and by scan.
+    async fn check(&self) {
+        let mut wanted: Vec<Key> = self.model.keys().cloned().collect();
+        wanted.extend((0..600).map(key));
+        let asked = wanted.iter().map(|k| (shard_of(k), k.clone())).collect();
+        let got = self.v.get(asked).await.expect("get");
+        for (k, g) in wanted.iter().zip(got) {
+            assert_eq!(g.map(|s| s.value), self.model.get(k).cloned(), "key {k:?}");
+        }
+        let mut scanned = BTreeMap::new();
+        for shard in 0..SHARDS {
+            let mut start = Vec::new();
+            loop {
+                let page = self.v.scan(shard, start, vec![], 37).await.expect("scan");
+                scanned.extend(page.records.into_iter().map(|(k, s)| (k, s.value)));
+                match page.next {
+                    Some(n) => start = n,
+                    None => break,
+                }
+            }
+        }
+        assert_eq!(scanned, self.model);
+    }
+}
+
+async fn filled(world: &World) -> Checked {
+    let mut c = Checked { v: world.open().await, model: BTreeMap::new() };
+    (0..300).for_each(|n| c.put(n, "first"));
+    c.sync().await;
+    c.check().await;
+    c
+}
+
+fn runtime_test(f: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    runtime.block_on(async {
+        tokio::time::timeout(Duration::from_secs(60), f).await.expect("stuck");
+    });
+}
+
+#[test]
+fn what_is_synced_is_read_back_by_the_next_mount() {
+    runtime_test(async {
+        let world = World::made().await;
+        let mut c = filled(&world).await;
+        c.delete(7);
+        c.put(8, "second");
+        c.v.close().await.expect("close");
+        c.v = world.try_open(false).await.expect("a clean goodbye needs no takeover");
+        c.check().await;
+        world.await_equal().await;
+    });
+}
+
+#[test]
+fn a_bank_that_was_away_catches_up_and_nothing_deleted_returns() {
+    for bank in BankId::ALL {
+        runtime_test(async move {
+            let world = World::made().await;
+            let mut c = filled(&world).await;
+            await_redundancy(&c.v, 3).await;
+            world.kill(bank);
+            (0..100).for_each(|n| c.delete(n));
+            (100..200).for_each(|n| c.put(n, "second"));
+            c.sync().await;
+            c.check().await;
+            world.start(bank);
+            await_redundancy(&c.v, 3).await;
+            world.await_equal().await;
+            // The one that was away answers together with either of the others.
+            for other in BankId::ALL.into_iter().filter(|b| *b != bank) {
+                world.kill(other);
+                c.check().await;
+                world.start(other);
+                await_redundancy(&c.v, 3).await;
+            }
+        });
+    }
+}
+
+#[test]
+fn an_emptied_bank_is_refilled_under_a_new_store_id() {
+    for bank in BankId::ALL {
+        runtime_test(async move {
+            let world = World::made().await;
+            let mut c = filled(&world).await;
+            let old: Vec<StoreId> =
+                world.nodes[bank].iter().map(|n| n.status().expect("runs").store).collect();
+            world.each(bank, MemoryBank::wipe);
+            c.put(1, "while it is empty");
+            c.sync().await;
+            world.start(bank);
+            (300..400).for_each(|n| c.put(n, "while it is filled"));
+            await_redundancy(&c.v, 3).await;
+            c.sync().await;
+            c.check().await;
+            world.await_equal().await;
+            for (n, old) in world.nodes[bank].iter().zip(old) {
+                assert_ne!(n.status().expect("runs").store, old);
+            }
+            // It is a full member: either of the others may go now, and a new mount agrees.
+            world.kill(BankId::ALL[(bank.index() + 1) % 3]);
+            c.check().await;
+            c.put(2, "after");
+            c.sync().await;
+            c.v.close().await.expect("close");
+            c.v = world.open().await;
+            c.check().await;
+        });
+    }
+}
+
+#[test]
+fn an_old_copy_put_back_is_refilled_and_never_believed() {
+    runtime_test(async {
+        let world = World::made().await;
+        let mut c = filled(&world).await;
+        await_redundancy(&c.v, 3).await;
+        world.kill(BankId::B);
+        let old: Vec<_> = world.nodes[BankId::B].iter().map(|n| n.disk().copy()).collect();
+        world.start(BankId::B);
+        (0..50).for_each(|n| c.delete(n));
+        (50..300).for_each(|n| c.put(n, "second"));
+        c.sync().await;
+        await_redundancy(&c.v, 3).await;
+        world.await_equal().await;
+        world.kill(BankId::B);
+        for (n, disk) in world.nodes[BankId::B].iter().zip(old) {
+            n.replace_disk(disk);
+        }
+        world.start(BankId::B);
+        c.check().await;
+        c.put(1, "third");
+        c.sync().await;
+        await_redundancy(&c.v, 3).await;
+        world.await_equal().await;
+        c.check().await;
+    });
+}
+
+#[test]
+fn damage_on_one_bank_is_healed_by_access_even_with_another_bank_dead() {
+    runtime_test(async {
+        let world = World::made().await;
+        let c = filled(&world).await;
+        await_redundancy(&c.v, 3).await;
+        for n in [3usize, 4, 5] {
+            let k = key(n);
+            let node = &world.nodes[BankId::A][shard_of(&k) as usize];
+            let fault = Fault::Put { key: k, value: b"CORRUPTED".to_vec(), version: None };
+            node.service().expect("runs").inject(fault).expect("inject");
+        }
+        world.kill(BankId::C);
+        c.check().await;
+        world.start(BankId::C);
+        await_redundancy(&c.v, 3).await;
+        c.check().await;
+        c.check().await;
+        assert!(c.v.status().await.counts.expect("counted").repaired >= 3);
+        world.await_equal().await;
+    });
+}
+
+#[test]
+fn refresh_alone_finds_lost_foreign_and_corrupt_records() {
+    runtime_test(async {
+        let world = World::made().await;
+        let c = filled(&world).await;
+        await_redundancy(&c.v, 3).await;
+        let node =
+            |n: usize| world.nodes[BankId::C][shard_of(&key(n)) as usize].service().expect("runs");
+        node(10).inject(Fault::Drop { key: key(10) }).expect("drop");
+        node(11).inject(Fault::Corrupt { key: key(11) }).expect("corrupt");
+        let foreign = Fault::Put { key: key(555), value: b"FOREIGN".to_vec(), version: None };
+        node(555).inject(foreign).expect("put");
+        let report = c.v.refresh(|_, _| {}).await;
+        assert!(report.mended >= 2, "{report:?}");
+        let report = c.v.scrub(|_, _| {}).await;
+        assert_eq!(report.damaged, 1, "{report:?}");
+        world.await_equal().await;
+        c.check().await;
+        let report = c.v.scrub(|_, _| {}).await;
+        assert_eq!(report.damaged, 0, "{report:?}");
+    });
+}
+
+#[test]
+fn two_banks_gone_is_refused_and_ends_by_itself() {
+    runtime_test(async {
+        let world = World::made().await;
+        let mut c = filled(&world).await;
+        world.kill(BankId::A);
+        world.kill(BankId::B);
+        c.put(1, "second");
+        let began = Instant::now();
+        assert!(matches!(c.v.sync().await, Err(VolumeError::Unavailable(_))));
+        let one = c.v.get(vec![(shard_of(&key(2)), key(2))]).await;
+        assert!(matches!(one, Err(VolumeError::Unavailable(_))), "{one:?}");
+        assert!(began.elapsed() < Duration::from_secs(8));
+        world.start(BankId::B);
+        c.sync().await;
+        c.check().await;
+        world.start(BankId::A);
+        await_redundancy(&c.v, 3).await;
+        world.await_equal().await;
+    });
+}
+
+#[test]
+fn a_hung_bank_stalls_nobody() {
+    for bank in BankId::ALL {
+        runtime_test(async move {
+            let world = World::made().await;
+            let mut c = filled(&world).await;
+            await_redundancy(&c.v, 3).await;
+            world.wires[bank].iter().for_each(|w| w.hang(true));
+            for n in 0..50 {
+                c.put(n, "hung");
+                c.sync().await;
+                let got = c.v.get(vec![(shard_of(&key(n + 60)), key(n + 60))]).await.expect("get");
+                assert_eq!(
+                    got[0].as_ref().map(|s| s.value.clone()),
+                    c.model.get(&key(n + 60)).cloned()
+                );
+            }
+            world.wires[bank].iter().for_each(|w| w.hang(false));
+            await_redundancy(&c.v, 3).await;
+            world.await_equal().await;
+        });
+    }
+}
+
+#[test]
+fn every_acknowledged_sync_survives_a_power_cut_of_everything() {
+    for round in 0..10u64 {
+        runtime_test(async move {
+            let world = World::made().await;
+            let mut c = filled(&world).await;
+            let rounds = 1 + (round as usize % 4);
+            for i in 0..rounds {
+                (0..40).for_each(|n| c.put(n * 3, &format!("r{i}")));
+                (0..10).for_each(|n| c.delete(200 + n + i * 10));
+                c.sync().await;
+            }
+            // The mount dies without a word, the power fails everywhere, half-written tails stay.
+            c.v.abandon();
+            world.all(|b| {
+                world.each(b, |n| {
+                    let mut flip = round;
+                    n.crash(move |_, len| {
+                        flip = flip.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                        (flip >> 33) as usize % (len + 1)
+                    });
+                });
+            });
+            world.all(|b| world.start(b));
+            c.v = world.open().await;
+            c.check().await;
+            await_redundancy(&c.v, 3).await;
+            world.await_equal().await;
+        });
+    }
+}
+
+#[test]
+fn a_second_mount_is_refused_and_takeover_fences_the_first() {
+    runtime_test(async {
+        let world = World::made().await;
+        let mut first = filled(&world).await;
+        await_redundancy(&first.v, 3).await;
+        match world.try_open(false).await {
+            Err(OpenError::Held(holder)) => assert_eq!(holder, "test"),
+            other => panic!("{:?}", other.err()),
+        }
+        let second = world.open().await;
+        let op = |text: &'static str| {
+            vec![Op { shard: 0, key: key(0), change: Change::Put(Bytes::from(text)) }]
+        };
+        // The first one cannot make anything durable any more, and says so for good.
+        let _ = first.v.submit(op("late"));
+        assert!(first.v.sync().await.is_err());
+        let limit = Instant::now() + Duration::from_secs(5);
+        while first.v.alive().is_ok() {
+            assert!(Instant::now() < limit, "the first mount never learns that it was fenced");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        second.submit(op("second")).expect("submit");
+        second.sync().await.expect("sync");
+        first.model.insert(key(0), Bytes::from("second"));
+        let check = Checked { v: second, model: first.model };
+        check.check().await;
+    });
+}
+
+#[test]
+fn a_volume_opens_with_one_bank_dead_and_not_with_two() {
+    runtime_test(async {
+        let world = World::made().await;
+        let mut c = filled(&world).await;
+        c.v.close().await.expect("close");
+        world.kill(BankId::A);
+        c.v = world.open().await;
+        c.put(1, "without A");
+        c.sync().await;
+        c.check().await;
+        c.v.close().await.expect("close");
+        world.kill(BankId::B);
+        match world.try_open(true).await {
+            Err(OpenError::Unavailable(why)) => assert!(why.contains("bank A"), "{why}"),
+            other => panic!("{:?}", other.err()),
+        }
+        world.start(BankId::A);
+        c.v = world.open().await;
+        c.check().await;
+    });
+}
+
+#[test]
+fn making_a_volume_twice_is_refused_and_needs_all_three_banks() {
+    runtime_test(async {
+        let world = World::new();
+        world.kill(BankId::C);
+        let e = Replicated::init_with(&world.as_nodes(), &limits()).await.unwrap_err();
+        assert!(e.to_string().contains("bank C"), "{e}");
+        world.start(BankId::C);
+        Replicated::init_with(&world.as_nodes(), &limits()).await.expect("init");
+        let v = world.open().await;
+        v.close().await.expect("close");
+        let e = Replicated::init_with(&world.as_nodes(), &limits()).await.unwrap_err();
+        assert!(e.to_string().contains("already belongs"), "{e}");
+    });
+}
