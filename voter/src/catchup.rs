@@ -2,8 +2,10 @@
 //! store in the place of a lost one (rule 8). Parts flow into its detached tail meanwhile.
 
 use crate::bank::BankError;
+use crate::configuration::{Filled, Next, next_step};
 use crate::link::{End, not_there_yet, position_of, status_of, unexpected};
 use crate::metrics::add;
+use crate::pace::Pace;
 use crate::read::{self, Voted};
 use crate::shared::Shared;
 use crate::writer::ReplicaState;
@@ -11,8 +13,8 @@ use bytes::Bytes;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use storenode::wire::{
-    BankId, Configuration, InstallKind, Key, RecordHead, Reply, Request, Role, Status, StoreId,
-    Version, VolumeId, digest,
+    BankId, InstallKind, Key, PerBank, RecordHead, Reply, Request, Role, Status, StoreId, Version,
+    VolumeId, digest,
 };
 
 /// Bytes of values in one page of a delta.
@@ -95,7 +97,9 @@ async fn copy(
 ) -> Result<Version, End> {
     let mut after: Key = Vec::new();
     let mut reach = Version::ZERO;
-    let pace = Pace::new(shared.limits.refill_bytes_per_s);
+    let began = Instant::now();
+    let rate = shared.limits.refill_bytes_per_s;
+    let mut pace = Pace::new(rate, u64::from(PAGE_BYTES), Duration::ZERO);
     loop {
         let page = page(shared, shard, bank, since, &after, voted).await?;
         let bytes: usize = page.values.iter().map(Bytes::len).sum();
@@ -122,7 +126,10 @@ async fn copy(
             None => return Ok(reach),
             Some(key) => after = key,
         }
-        pace.after(bytes).await;
+        // Paid for after the fact: a page is small against a second's worth.
+        while let Err(wait) = pace.take(bytes as u64, began.elapsed()) {
+            tokio::time::sleep(wait).await;
+        }
     }
 }
 
@@ -277,63 +284,54 @@ async fn join(
 }
 
 /// Rule 8: the new configuration on both remaining voters, each fsynced; only then is the store
-/// told that it is a voter; only then do its acks and votes count here. A crash in between leaves a
-/// configuration that the next opener sees and finishes.
+/// told that it is a voter; only then do its acks and votes count here. What comes next is read off
+/// the nodes each time ([`next_step`]), so a crash in between is simply gone on with.
 async fn admit(shared: &Arc<Shared>, shard: u16, bank: BankId, store: StoreId) -> Result<(), End> {
-    let (mut configuration, others) = {
-        let core = shared.core.lock();
-        let s = &core.shards[shard as usize];
-        let others: Vec<_> = BankId::ALL
-            .into_iter()
-            .filter(|b| *b != bank)
-            .map(|b| (b, s.replicas[b].store, s.configuration.stores[b]))
-            .collect();
-        (s.configuration, others)
-    };
-    if configuration.stores[bank] != Some(store) {
-        configuration =
-            Configuration { number: configuration.number + 1, stores: configuration.stores };
-        configuration.stores[bank] = Some(store);
-    }
     let deadline = shared.limits.call_deadline();
-    for (other, id, named) in others {
-        if named == Some(id) {
-            let request = Request::Configure { configuration };
-            shared.call(shard, other, id, request, vec![], deadline).await.map_err(|e| {
-                End::Other(format!(
-                    "bank {other} must take the new configuration before bank {bank} may vote: {e}"
-                ))
-            })?;
-        } else if named.is_some() {
-            return Err(End::Other(format!("bank {other} is being replaced too")));
+    // Configure both, admit, done: three steps, and one to spare.
+    for _ in 0..4 {
+        let (stores, filled) = {
+            let core = shared.core.lock();
+            let s = &core.shards[shard as usize];
+            let filled =
+                Filled { through: s.replicas[bank].position.position, mark: s.replicas[bank].mark };
+            (PerBank::from_fn(|b| s.replicas[b].store), filled)
+        };
+        let ask = |b: BankId| async move {
+            let answer = shared.call(shard, b, stores[b], Request::Status, vec![], deadline).await;
+            answer.and_then(|(r, _)| status_of(r)).ok()
+        };
+        let (a, b, c) = tokio::join!(ask(BankId::A), ask(BankId::B), ask(BankId::C));
+        let statuses = PerBank([a, b, c]);
+        let admitted =
+            statuses[bank].as_ref().filter(|s| s.role == Role::Voter && s.store == store);
+        if let Some(status) = admitted {
+            let configuration = status.configuration;
+            {
+                let mut core = shared.core.lock();
+                let s = &mut core.shards[shard as usize];
+                s.configuration = configuration;
+                let r = &mut s.replicas[bank];
+                r.votes = true;
+                r.state = ReplicaState::Behind;
+            }
+            shared.attached(shard, bank, status.position);
+            return Ok(());
+        }
+        match next_step(&statuses, PerBank::from_fn(|b| b == bank), filled) {
+            Next::Configure { banks, configuration } => {
+                for b in banks {
+                    let request = Request::Configure { configuration };
+                    shared.call(shard, b, stores[b], request, vec![], deadline).await?;
+                }
+            }
+            Next::Admit { configuration, .. } => {
+                let request = Request::Admit { configuration };
+                shared.call(shard, bank, store, request, vec![], deadline).await?;
+            }
+            Next::Wait(why) => return Err(End::Other(why.to_string())),
+            other => return Err(End::Other(format!("not ready to be admitted: {other:?}"))),
         }
     }
-    let request = Request::Admit { configuration };
-    let status = status_of(shared.call(shard, bank, store, request, vec![], deadline).await?.0)?;
-    {
-        let mut core = shared.core.lock();
-        let s = &mut core.shards[shard as usize];
-        s.configuration = configuration;
-        let r = &mut s.replicas[bank];
-        r.votes = true;
-        r.state = ReplicaState::Behind;
-        // The mark of the old store does not bind the new one.
-        r.mark = status.position.high;
-    }
-    shared.attached(shard, bank, status.position);
-    Ok(())
-}
-
-/// Keeps a background copy at its pace. (A crude one: it sleeps as long as the bytes should take.)
-struct Pace {
-    bytes_per_s: u64,
-}
-
-impl Pace {
-    fn new(bytes_per_s: u64) -> Self {
-        Self { bytes_per_s: bytes_per_s.max(1) }
-    }
-    async fn after(&self, bytes: usize) {
-        tokio::time::sleep(Duration::from_secs_f64(bytes as f64 / self.bytes_per_s as f64)).await;
-    }
+    Err(End::Other("the nodes do not take the new configuration".into()))
 }

@@ -4,14 +4,17 @@
 
 use crate::link::unexpected;
 use crate::metrics::add;
+use crate::plan::plan;
 use crate::repair::mend;
 use crate::shared::{Shared, stopped};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use storenode::wire::{BankId, BucketHash, Digest, Key, Reply, Request, StoreId, Version};
+use storenode::wire::{
+    BankId, BucketHash, Key, PerBank, RecordHead, Reply, Request, StoreId, Version,
+};
 
 /// Heads in one page of a bucket.
 const PAGE: u32 = 8_192;
@@ -123,6 +126,7 @@ async fn refresh_shard(
             return Err("fewer than two replicas answered".into());
         }
         let lowest = hashes.iter().map(|(_, a, _)| *a).min().unwrap_or_default();
+        let newest = shared.core.lock().watermark;
         let n = hashes.iter().map(|(_, _, b)| b.len()).min().unwrap_or(0);
         let (mut differing, mut busy) = (Vec::new(), 0);
         for b in 0..n {
@@ -131,7 +135,8 @@ async fn refresh_shard(
                 continue;
             }
             // Written between the answers: not a difference, or not one that can be told yet.
-            if hashes.iter().any(|(_, _, h)| h[b].high > lowest) {
+            // (A forged version beyond the watermark does not count as a late one.)
+            if hashes.iter().any(|(_, _, h)| h[b].high > lowest && h[b].high <= newest) {
                 busy += 1;
             } else {
                 differing.push(b as u16);
@@ -151,8 +156,8 @@ async fn refresh_shard(
     Ok(())
 }
 
-/// Keys of one bucket that the replicas do not hold alike. Tombstones do not count: they leave at
-/// different moments; but a tombstone against a live record does.
+/// Keys of one bucket that the replicas do not hold alike, as [`plan`] sees it from their heads. Heads
+/// are claims: what becomes of the keys is decided by a vote.
 async fn differing_keys(
     shared: &Arc<Shared>,
     shard: u16,
@@ -160,10 +165,10 @@ async fn differing_keys(
     through: Version,
     readers: &[(BankId, StoreId)],
 ) -> Result<Vec<Key>, String> {
-    let mut seen: BTreeMap<Key, BTreeSet<Option<(Version, Digest)>>> = BTreeMap::new();
-    let mut holders: BTreeMap<Key, usize> = BTreeMap::new();
+    let mut heads: PerBank<Option<Vec<RecordHead>>> = PerBank::from_fn(|_| None);
     for (bank, store) in readers {
         let mut after = Vec::new();
+        let mut all = Vec::new();
         loop {
             let request = Request::Bucket { bucket, after: after.clone(), limit: PAGE, through };
             let answer = shared
@@ -173,28 +178,25 @@ async fn differing_keys(
             let Reply::Records { records, next, .. } = answer.0 else {
                 return Err(unexpected(&answer.0).to_string());
             };
-            for h in records {
-                let live = h.len.map(|_| (h.version, h.digest));
-                if live.is_some() {
-                    *holders.entry(h.key.clone()).or_default() += 1;
-                }
-                seen.entry(h.key).or_default().insert(live);
-            }
+            all.extend(records);
             match next {
                 Some(key) => after = key,
                 None => break,
             }
         }
+        heads[*bank] = Some(all);
     }
-    let all = readers.len();
-    Ok(seen
-        .into_iter()
-        .filter(|(key, kinds)| {
-            let held = holders.get(key).copied().unwrap_or(0);
-            kinds.len() > 1 || (held != 0 && held != all)
-        })
-        .map(|(key, _)| key)
-        .collect())
+    let (floor, newest) = {
+        let core = shared.core.lock();
+        (core.shards[shard as usize].floor, core.watermark)
+    };
+    // A record from beyond what was committed is foreign; the plan would take it for a late one.
+    let forged = heads.iter().flat_map(|(_, h)| h.iter().flatten()).filter(|h| h.version > newest);
+    let mut keys: Vec<Key> = forged.map(|h| h.key.clone()).collect();
+    keys.extend(plan(&heads, through, floor).into_iter().map(|r| r.key));
+    keys.sort_unstable();
+    keys.dedup();
+    Ok(keys)
 }
 
 /// Re-reads records on every up-to-date replica, about `budget` bytes each, from where the last call
