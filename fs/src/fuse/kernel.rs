@@ -1,0 +1,168 @@
+//! What is asked of the kernel: capabilities, sizes, mount options, and the knobs it only offers
+//! in /sys. Everything is named; nothing the kernel offers is passed through unseen, because fuser
+//! accepts some capabilities that it does not implement.
+
+use crate::config::MountLimits;
+use fuser::{Config, InitFlags, KernelConfig, MountOption, SessionACL};
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+/// Asked for if the kernel offers it, each with the reason.
+///
+/// Left out on purpose:
+/// * `POSIX_LOCKS`, `FLOCK_LOCKS`: this mount is the only one that writes, so the kernel's own
+///   locks are exact, interruptible and checked for deadlock; fuser cannot tell the two apart.
+/// * `ATOMIC_O_TRUNC`: without it an open with `O_TRUNC` arrives as setattr and then open, so the
+///   truncation needs no second path.
+/// * `HANDLE_KILLPRIV` (the first version): excludes the second, and is the weaker one.
+/// * `EXPORT_SUPPORT`: the kernel would look up inode numbers of an earlier mount.
+/// * `PASSTHROUGH`, `OVER_IO_URING`, `SETXATTR_EXT`, `SECURITY_CTX`, `CREATE_SUPP_GROUP`,
+///   `HAS_RESEND`, `REQUEST_TIMEOUT`: fuser 0.18 accepts these words without doing the work.
+const WANTED: [(InitFlags, &str); 14] = [
+    (InitFlags::FUSE_ASYNC_READ, "read-ahead does not wait for itself"),
+    (InitFlags::FUSE_BIG_WRITES, "requests larger than a page"),
+    (InitFlags::FUSE_MAX_PAGES, "requests of 1 MiB instead of 128 KiB"),
+    (InitFlags::FUSE_WRITEBACK_CACHE, "small writes gather in the page cache; mmap needs no more"),
+    (InitFlags::FUSE_ASYNC_DIO, "direct I/O with several requests under way"),
+    (InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP, "a file may be mapped and open with O_DIRECT"),
+    (InitFlags::FUSE_PARALLEL_DIROPS, "lookups and readdir of one directory side by side"),
+    (InitFlags::FUSE_DO_READDIRPLUS, "ls -l in one request per page"),
+    (InitFlags::FUSE_READDIRPLUS_AUTO, "and plain readdir where nobody asks for attributes"),
+    (InitFlags::FUSE_CACHE_SYMLINKS, "readlink from the page cache"),
+    (InitFlags::FUSE_EXPLICIT_INVAL_DATA, "cached pages stay: nobody else writes"),
+    (InitFlags::FUSE_HANDLE_KILLPRIV_V2, "saves a getxattr of security.capability per write"),
+    (InitFlags::FUSE_POSIX_ACL, "the kernel enforces access lists and knows their masks"),
+    (InitFlags::FUSE_ALLOW_IDMAP, "unprivileged containers with idmapped root filesystems"),
+];
+
+/// Wanted together with POSIX ACLs: the umask must not be applied where a default ACL holds, so the
+/// filesystem applies it.
+pub(super) const DONT_MASK: InitFlags = InitFlags::FUSE_DONT_MASK;
+
+/// Answers INIT.
+pub(super) fn negotiate(config: &mut KernelConfig, limits: &MountLimits) -> io::Result<()> {
+    let offered = config.capabilities();
+    for (flag, why) in WANTED.into_iter().chain([(DONT_MASK, "the umask is applied here")]) {
+        if config.add_capabilities(flag).is_err() {
+            tracing::info!("this kernel does not offer {flag:?} ({why})");
+        }
+    }
+    // Without these a promise would not hold: refuse rather than mount something weaker.
+    let needed = InitFlags::FUSE_DONT_MASK | InitFlags::FUSE_POSIX_ACL | InitFlags::FUSE_BIG_WRITES;
+    if !offered.contains(needed) {
+        tracing::error!("the kernel lacks {:?}", needed - offered);
+        return Err(io::Error::from_raw_os_error(libc::EPROTO));
+    }
+    // Each setter answers with the nearest value it takes.
+    if let Err(nearest) = config.set_max_write(limits.request_bytes) {
+        let _ = config.set_max_write(nearest);
+    }
+    if let Err(nearest) = config.set_max_readahead(limits.readahead_bytes) {
+        let _ = config.set_max_readahead(nearest);
+    }
+    let background = limits.background_requests;
+    let _ = config.set_max_background(background);
+    let _ = config.set_congestion_threshold((background / 4 * 3).max(1));
+    let _ = config.set_time_granularity(Duration::from_nanos(1));
+    tracing::debug!("kernel speaks FUSE {}", config.kernel_abi());
+    Ok(())
+}
+
+/// Extra mount flags from `-o` of mount(8).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MountFlags {
+    /// `nodev`
+    pub nodev: bool,
+    /// `nosuid`
+    pub nosuid: bool,
+    /// `noexec`
+    pub noexec: bool,
+    /// Other users may enter; `None` = root lets them, others do not.
+    pub allow_other: Option<bool>,
+}
+
+/// Options of the mount and of fuser's session.
+pub(super) fn session_config(flags: &MountFlags, limits: &MountLimits, root: bool) -> Config {
+    let mut config = Config::default();
+    config.mount_options = vec![
+        MountOption::FSName("tercet".into()),
+        MountOption::Subtype("tercet".into()),
+        // The kernel checks permissions; nothing is checked again here.
+        MountOption::DefaultPermissions,
+    ];
+    if flags.noexec {
+        config.mount_options.push(MountOption::NoExec);
+    }
+    // Only root may ask for these two; containers' root filesystems need them.
+    if root && !flags.nodev {
+        config.mount_options.push(MountOption::Dev);
+    }
+    if root && !flags.nosuid {
+        config.mount_options.push(MountOption::Suid);
+    }
+    let all = flags.allow_other.unwrap_or(root);
+    config.acl = if all { SessionACL::All } else { SessionACL::Owner };
+    config.n_threads = Some(limits.fuse_threads.max(1).into());
+    config.clone_fd = true;
+    config
+}
+
+/// Sets what the kernel only offers in /sys: read-ahead, and the share of dirty pages. Needs root;
+/// without it the mount works, only slower.
+pub(super) fn tune(mountpoint: &Path, limits: &MountLimits) {
+    let Some(device) = device_of(mountpoint) else {
+        tracing::warn!("{} is not in mountinfo: read-ahead stays small", mountpoint.display());
+        return;
+    };
+    let dir = Path::new("/sys/class/bdi").join(device);
+    for (knob, value) in [
+        ("read_ahead_kb", u64::from(limits.readahead_bytes / 1024)),
+        ("max_ratio", u64::from(limits.dirty_pages_percent)),
+        // The strict limit throttles by this mount's share alone, even while memory is free.
+        ("strict_limit", 0),
+    ] {
+        if let Err(e) = std::fs::write(dir.join(knob), value.to_string()) {
+            tracing::info!("cannot set {}/{knob} to {value}: {e}", dir.display());
+        }
+    }
+}
+
+/// `major:minor` of what is mounted there, without asking the mount itself (which is us).
+fn device_of(mountpoint: &Path) -> Option<String> {
+    crate::mount::mounts().ok()?.into_iter().rev().find(|m| m.mountpoint == mountpoint).map(|m| m.device)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn root_gets_devices_and_suid_others_do_not() {
+        let limits = MountLimits::default();
+        let root = session_config(&MountFlags::default(), &limits, true);
+        assert!(root.mount_options.contains(&MountOption::Dev));
+        assert!(root.mount_options.contains(&MountOption::Suid));
+        assert_eq!(root.acl, SessionACL::All);
+        let user = session_config(&MountFlags::default(), &limits, false);
+        assert!(!user.mount_options.contains(&MountOption::Suid));
+        assert_eq!(user.acl, SessionACL::Owner);
+        let flags = MountFlags { nodev: true, nosuid: true, ..MountFlags::default() };
+        let careful = session_config(&flags, &limits, true);
+        assert!(!careful.mount_options.contains(&MountOption::Dev));
+    }
+
+    #[test]
+    fn no_capability_is_wanted_twice_or_forbidden() {
+        let mut all = DONT_MASK;
+        for (flag, why) in WANTED {
+            assert!(!all.intersects(flag) && !why.is_empty());
+            all |= flag;
+        }
+        let never = InitFlags::FUSE_POSIX_LOCKS
+            | InitFlags::FUSE_FLOCK_LOCKS
+            | InitFlags::FUSE_SETXATTR_EXT
+            | InitFlags::FUSE_OVER_IO_URING;
+        assert!(!all.intersects(never));
+    }
+}

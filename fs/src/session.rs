@@ -1,0 +1,139 @@
+//! A running mount, as the control socket sees it.
+
+use crate::backend::Backend;
+use crate::check;
+use crate::config::Config;
+use crate::control::{Answer, Ask, ControlError, Handler, ProgressSink};
+use crate::filesystem::FileSystem;
+use crate::metrics::Metrics;
+use crate::mount;
+use crate::places;
+use serde_json::json;
+use std::future::Future;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::sync::mpsc;
+
+/// Most keys that one `inspect` answers.
+pub const INSPECT_KEYS_MAX: usize = 4_096;
+
+/// See the module.
+pub struct Session {
+    /// Effective configuration.
+    pub config: Config,
+    /// Where it is mounted.
+    pub mountpoint: PathBuf,
+    /// The filesystem.
+    pub fs: Arc<FileSystem>,
+    /// The volume under it.
+    pub backend: Backend,
+    /// Counters of the kernel's requests.
+    pub metrics: Arc<Metrics>,
+    /// When it was mounted.
+    pub started: Instant,
+    /// Ends the mount.
+    pub unmount_asked: mpsc::Sender<()>,
+}
+
+impl Session {
+    fn about(&self) -> serde_json::Value {
+        json!({
+            "mountpoint": self.mountpoint,
+            "pid": std::process::id(),
+            "config": self.config.file,
+            "uptime_s": self.started.elapsed().as_secs(),
+            "program": env!("CARGO_PKG_VERSION"),
+            "memory": self.backend.is_memory(),
+        })
+    }
+
+    async fn answer(&self, ask: Ask, progress: ProgressSink) -> Answer {
+        match ask {
+            Ask::Hello => Ok(self.about()),
+            Ask::Status => Ok(json!({
+                "mount": self.about(),
+                "cluster": self.backend.status().await,
+                "filesystem": self.fs.stats(),
+                "requests": self.metrics.snapshot(),
+                "limits": { "refresh_interval_s": self.config.voter.refresh_interval_s },
+            })),
+            Ask::Inspect { path, limit } => {
+                let limit = limit.min(INSPECT_KEYS_MAX);
+                let volume = self.backend.volume();
+                let found = places::of_path(&self.fs, &*volume, &path, limit).await?;
+                let keys = found.keys.iter().map(|k| k.place.clone()).collect();
+                let copies = self.backend.inspect(keys).await?;
+                let keys: Vec<_> = found
+                    .keys
+                    .iter()
+                    .zip(copies)
+                    .map(|(key, on)| json!({ "what": key.what, "on": on }))
+                    .collect();
+                Ok(json!({
+                    "path": path,
+                    "ino": found.ino,
+                    "kind": found.kind,
+                    "size": found.size,
+                    "keys": keys,
+                    "more": found.more,
+                }))
+            }
+            Ask::Refresh => self.backend.refresh(&progress).await,
+            Ask::Scrub => self.backend.scrub(&progress).await,
+            Ask::Check => {
+                let report = check::run(&*self.backend.volume(), &progress).await?;
+                Ok(json!(report))
+            }
+            Ask::Unmount { lazy } => self.unmount(lazy).await,
+        }
+    }
+
+    /// Tries the unmount here, so that "busy" reaches the one who asked; then ends the mount.
+    async fn unmount(&self, lazy: bool) -> Answer {
+        let shown = self.mountpoint.display().to_string();
+        // Durable before it goes: a bank problem is told while the mount is still there.
+        if !lazy {
+            sync(&self.fs).await?;
+        }
+        let mountpoint = self.mountpoint.clone();
+        let done = tokio::task::spawn_blocking(move || mount::unmount(&mountpoint, lazy))
+            .await
+            .unwrap_or_else(|e| Err(std::io::Error::other(e)));
+        match done {
+            Ok(()) => {
+                let _ = self.unmount_asked.try_send(());
+                Ok(self.about())
+            }
+            Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {
+                let users = mount::users(&self.mountpoint);
+                let who = if users.is_empty() { String::new() } else { format!(" by {users}") };
+                let hint = format!("end them, or `tercet umount --lazy {shown}`");
+                Err(ControlError::new(1, format!("{shown} is in use{who}"), hint))
+            }
+            Err(e) => Err(ControlError::new(
+                1,
+                format!("cannot unmount {shown}: {e}"),
+                format!("`tercet umount --lazy {shown}`"),
+            )),
+        }
+    }
+}
+
+async fn sync(fs: &FileSystem) -> Result<(), ControlError> {
+    fs.sync_all().await.map_err(|e| {
+        let hint = "start nodes until two banks answer; `tercet umount --lazy` gives up what is not durable";
+        ControlError::new(3, format!("not all is durable yet: {e}"), hint)
+    })
+}
+
+impl Handler for Session {
+    fn handle(
+        &self,
+        ask: Ask,
+        progress: ProgressSink,
+    ) -> Pin<Box<dyn Future<Output = Answer> + Send + '_>> {
+        Box::pin(self.answer(ask, progress))
+    }
+}
