@@ -1,2 +1,5 @@
-//! x
-fn main() {}
+//! `tercet`: mounts and looks after a filesystem on three banks. All is in the library.
+
+fn main() -> std::process::ExitCode {
+    fs::cli::main()
+}

@@ -1,0 +1,334 @@
+//! The command `tercet`: what people type. `--help` teaches by example.
+
+mod drill;
+mod look;
+mod mounting;
+mod setup;
+mod work;
+
+use crate::config::Config;
+use crate::control::{ControlError, Progress};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use indicatif::{ProgressBar, ProgressStyle};
+use std::ffi::OsString;
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// All is well.
+pub const OK: u8 = 0;
+/// Something is wrong, or could not be done.
+pub const WRONG: u8 = 1;
+/// The command line or the configuration is wrong.
+pub const USAGE: u8 = 2;
+/// No mount, or not enough nodes, can be reached.
+pub const UNREACHABLE: u8 = 3;
+
+const ABOUT: &str = "A filesystem whose every byte is held by three banks and voted on";
+
+const LONG_ABOUT: &str = "\
+A filesystem whose every byte is held by three banks of storage nodes. Readers see what a majority
+says; what is damaged, stale or missing on one bank is repaired when it is touched, and by a
+refresh every minute when it is not.
+
+A first volume, on one machine:
+  tercet token token                          # a secret for nodes and mounts
+  storenode serve --dir a --listen 127.0.0.1:7000 --bank A --shard 0 --token-file token &
+  storenode serve --dir b --listen 127.0.0.1:8000 --bank B --shard 0 --token-file token &
+  storenode serve --dir c --listen 127.0.0.1:9000 --bank C --shard 0 --token-file token &
+  tercet config --example > tercet.toml       # edit: banks, mountpoint
+  tercet init                                 # once: makes the volume
+  tercet mount /mnt/tercet
+  tercet status";
+
+const AFTER: &str = "\
+The configuration is --config FILE, else ./tercet.toml, else /etc/tercet/tercet.toml.
+Its directory also holds run/: the running mount's socket, process id and log.
+
+Exit codes: 0 done; 1 something is wrong or could not be done; 2 command line or configuration;
+3 no mount, or not enough nodes, can be reached.";
+
+#[derive(Parser, Debug)]
+#[command(name = "tercet", version, about = ABOUT, long_about = LONG_ABOUT, after_help = AFTER)]
+struct Cli {
+    /// Configuration file
+    #[arg(long, short = 'c', global = true, value_name = "FILE", env = "TERCET_CONFIG")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Make the secret that nodes and mounts share
+    #[command(after_help = "Examples:\n  tercet token token\n  \
+        tercet token /etc/tercet/token     # copy it, mode 0600, to every machine of the volume\n\n\
+        A token that is there already is left as it is.")]
+    Token {
+        /// File to make, mode 0600
+        file: PathBuf,
+    },
+    /// Show the effective configuration, or an example
+    #[command(after_help = "Examples:\n  tercet config                      # every limit, its value and its meaning\n  \
+        tercet config --check && echo good\n  tercet config --example > tercet.toml")]
+    Config {
+        /// Only check file and token; print nothing if they are good
+        #[arg(long)]
+        check: bool,
+        /// Print a file to begin with
+        #[arg(long, conflicts_with = "check")]
+        example: bool,
+    },
+    /// Make the volume and its filesystem: once, with all three banks up
+    #[command(after_help = "Examples:\n  tercet init\n  \
+        tercet init --block-size 64KiB     # for large files that are written in large pieces\n\n\
+        All nodes must be up and blank. Run again it changes nothing, and completes what a first\n\
+        run that broke off has begun.")]
+    Init(setup::InitArgs),
+    /// Mount the volume
+    #[command(after_help = "Examples:\n  tercet mount                       # at the configuration's mountpoint, in the background\n  \
+        tercet mount /mnt/tercet --foreground\n  \
+        tercet mount --takeover            # from a mount that still holds the volume\n  \
+        echo '/etc/tercet/tercet.toml /mnt/tercet tercet _netdev 0 0' >> /etc/fstab\n\n\
+        In the background it returns when files can be opened, or says why not. The log is\n\
+        run/mount.log beside the configuration; TERCET_LOG=debug says more.")]
+    Mount(mounting::MountArgs),
+    /// Unmount: write back, release the volume, end the mount process
+    #[command(after_help = "Examples:\n  tercet umount\n  tercet umount --lazy               # although files are open")]
+    Umount {
+        /// Mountpoint, to be sure that it is the right one
+        mountpoint: Option<PathBuf>,
+        /// Detach at once; open files work until they are closed, or for the grace period
+        #[arg(long, short)]
+        lazy: bool,
+    },
+    /// Show banks, shards, redundancy and what is being repaired
+    #[command(after_help = "Examples:\n  tercet status\n  tercet status --watch\n  \
+        tercet status --json | jq '.cluster.redundancy'\n  \
+        tercet status --check || echo not fully redundant\n\n\
+        Works without a mount too; then each node speaks for itself.")]
+    Status(look::StatusArgs),
+    /// Show the keys of a path and what every bank holds under them
+    #[command(after_help = "Examples:\n  tercet inspect /mnt/tercet/etc/passwd\n  \
+        tercet inspect --json /mnt/tercet/f | jq '.keys[].on.copies'\n\n\
+        ok = whole and newest; stale = older; corrupt = does not match its digest;\n\
+        missing, foreign, silent (no answer). Exit code 1 if any copy is not ok.")]
+    Inspect(look::InspectArgs),
+    /// Compare all banks and repair what differs, now
+    #[command(after_help = "Examples:\n  tercet refresh\n\nThe mount does this by itself every limits.refresh_interval_s.")]
+    Refresh(work::WorkArgs),
+    /// Re-read every value on every bank and repair what is damaged, now
+    #[command(after_help = "Examples:\n  tercet scrub\n\nThe mount does a part of this with each refresh.")]
+    Scrub(work::WorkArgs),
+    /// Check that the whole tree is consistent; changes nothing
+    #[command(after_help = "Examples:\n  tercet check && echo consistent\n\n\
+        Run it on a quiet mount: what changes while it looks is not counted as wrong, but looked\n\
+        at again. Exit code 1 if something is wrong.")]
+    Check(work::WorkArgs),
+    /// Break something on one bank on purpose, to see it heal
+    #[command(after_help = "Examples:\n  tercet fault corrupt --bank B /mnt/tercet/f\n  \
+        tercet fault corrupt --bank B --what metadata /mnt/tercet/f\n  \
+        tercet fault drop --bank C /mnt/tercet/f\n  \
+        tercet fault put --bank A --shard 0 20000000000000000166 CORRUPTED\n  \
+        tercet inspect /mnt/tercet/f       # see it\n  \
+        cat /mnt/tercet/f > /dev/null      # heal it by reading, or: tercet refresh; tercet scrub\n\n\
+        The nodes must run with --allow-faults.")]
+    Fault {
+        #[command(subcommand)]
+        fault: drill::Fault,
+    },
+}
+
+/// A bank, as people write it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BankName {
+    /// First bank
+    #[value(alias = "A")]
+    A,
+    /// Second bank
+    #[value(alias = "B")]
+    B,
+    /// Third bank
+    #[value(alias = "C")]
+    C,
+}
+
+/// Runs the command line and gives the exit code.
+#[must_use]
+pub fn main() -> ExitCode {
+    let mut args: Vec<OsString> = std::env::args_os().collect();
+    if let Some(helper) = mounting::as_mount_helper(&args) {
+        match helper {
+            Ok(translated) => args = translated,
+            Err(error) => return fail(&error),
+        }
+    }
+    let cli = Cli::parse_from(args);
+    match run(cli) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => fail(&error),
+    }
+}
+
+fn fail(error: &ControlError) -> ExitCode {
+    let mut err = std::io::stderr().lock();
+    // A closed stderr is no reason to panic.
+    let _ = writeln!(err, "tercet: {}", error.message);
+    if !error.hint.is_empty() {
+        let _ = writeln!(err, "    -> {}", error.hint);
+    }
+    ExitCode::from(error.code)
+}
+
+type Outcome = Result<u8, ControlError>;
+
+fn run(cli: Cli) -> Outcome {
+    let load = || Config::load(cli.config.as_deref()).map_err(ControlError::from);
+    match cli.command {
+        Command::Token { file } => setup::token(&file),
+        Command::Config { example: true, .. } => {
+            say(crate::config::EXAMPLE);
+            Ok(OK)
+        }
+        Command::Config { check, .. } => setup::config(&load()?, check),
+        Command::Mount(args) => mounting::mount(load()?, args),
+        other => {
+            let config = load()?;
+            quiet_log();
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .map_err(|e| ControlError::new(WRONG, format!("cannot start: {e}"), ""))?;
+            runtime.block_on(async {
+                match other {
+                    Command::Init(args) => setup::init(&config, &args).await,
+                    Command::Umount { mountpoint, lazy } => {
+                        mounting::umount(&config, mountpoint.as_deref(), lazy).await
+                    }
+                    Command::Status(args) => look::status(&config, &args).await,
+                    Command::Inspect(args) => look::inspect(&config, &args).await,
+                    Command::Refresh(args) => work::refresh(&config, &args).await,
+                    Command::Scrub(args) => work::scrub(&config, &args).await,
+                    Command::Check(args) => work::check(&config, &args).await,
+                    Command::Fault { fault } => drill::fault(&config, &fault).await,
+                    Command::Token { .. } | Command::Config { .. } | Command::Mount(_) => Ok(OK),
+                }
+            })
+        }
+    }
+}
+
+/// Commands that end soon log only what went wrong.
+fn quiet_log() {
+    crate::telemetry::start("warn");
+}
+
+/// Prints to standard output; a reader that went away (`| head`) is no error.
+pub(crate) fn say(text: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = writeln!(out, "{}", text.trim_end_matches('\n'));
+}
+
+/// Shows progress of long work: a bar with rate and time left on a terminal, else nothing.
+pub(crate) struct Bar(Option<ProgressBar>);
+
+impl Bar {
+    /// Nothing is shown until something is known.
+    pub(crate) fn new(quiet: bool) -> Self {
+        let shown = !quiet && std::io::stderr().is_terminal();
+        Self(shown.then(|| ProgressBar::new(0)))
+    }
+
+    /// Takes progress in.
+    pub(crate) fn show(&self, p: &Progress) {
+        let Some(bar) = &self.0 else { return };
+        let style = match (p.total, p.unit.as_str()) {
+            (0, _) => "{spinner} {msg}",
+            (_, "bytes") => {
+                "{msg} [{bar:30}] {bytes}/{total_bytes} {binary_bytes_per_sec}, {eta} left"
+            }
+            _ => "{msg} [{bar:30}] {pos}/{len} {per_sec}, {eta} left",
+        };
+        if let Ok(style) = ProgressStyle::with_template(style) {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        bar.set_message(p.what.clone());
+        bar.set_length(p.total);
+        bar.set_position(p.done);
+        bar.tick();
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// Bytes as people read them.
+pub(crate) fn bytes(n: u64) -> String {
+    indicatif::BinaryBytes(n).to_string()
+}
+
+/// Seconds as people read them.
+pub(crate) fn seconds(n: u64) -> String {
+    indicatif::HumanDuration(std::time::Duration::from_secs(n)).to_string()
+}
+
+/// The path below the root of the volume, of a path in the mount or of one that begins at the
+/// root (`/f` where the mount is at `/mnt`). Follows no symbolic link at its end.
+pub(crate) fn below_root(path: &Path, mountpoint: &Path) -> Result<String, ControlError> {
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let inside = |p: &Path| p.strip_prefix(mountpoint).ok().map(Path::to_owned);
+    let canonical = || {
+        let parent = absolute.parent()?.canonicalize().ok()?;
+        Some(parent.join(absolute.file_name()?))
+    };
+    let found = inside(&absolute)
+        .or_else(|| canonical().and_then(|p| inside(&p)))
+        .or_else(|| absolute.canonicalize().ok().and_then(|p| inside(&p)));
+    let Some(relative) = found else {
+        return Err(ControlError::new(
+            USAGE,
+            format!("{} is not in the mount at {}", path.display(), mountpoint.display()),
+            format!("name a path below {}", mountpoint.display()),
+        ));
+    };
+    relative.into_os_string().into_string().map_err(|name| {
+        let what = format!("{} is not UTF-8", name.display());
+        ControlError::new(USAGE, what, "such names cannot be inspected yet")
+    })
+}
+
+#[derive(Args, Debug, Clone, Copy)]
+pub(crate) struct JsonArg {
+    /// As JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound_and_every_command_has_an_example() {
+        let mut command = Cli::command();
+        command.clone().debug_assert();
+        for sub in command.get_subcommands_mut() {
+            let help = sub.render_long_help().to_string();
+            assert!(help.contains("Examples:"), "{} teaches nothing", sub.get_name());
+        }
+    }
+
+    #[test]
+    fn paths_are_found_below_the_mountpoint() {
+        let mnt = Path::new("/mnt/t");
+        assert_eq!(below_root(Path::new("/mnt/t/a/b"), mnt).unwrap(), "a/b");
+        assert_eq!(below_root(Path::new("/mnt/t"), mnt).unwrap(), "");
+        assert_eq!(below_root(Path::new("/etc/passwd"), mnt).unwrap_err().code, USAGE);
+    }
+}

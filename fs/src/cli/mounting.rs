@@ -1,0 +1,271 @@
+//! `mount`, `umount`, and `mount.tercet` for mount(8) and fstab.
+
+use super::{Bar, OK, Outcome, USAGE, WRONG, say};
+use crate::config::Config;
+use crate::control::{self, Ask, ControlError};
+use crate::daemon::{self, Report, Reporter};
+use crate::fuse::MountFlags;
+use crate::mount::{self, MountOptions};
+use clap::Args;
+use serde_json::Value;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// The mount process writes back and ends within this after an unmount.
+const END_MAX: Duration = Duration::from_secs(60);
+/// Threads for requests that wait, for connections and for repair.
+const RUNTIME_THREADS_MAX: usize = 4;
+
+#[derive(Args, Debug)]
+pub(super) struct MountArgs {
+    /// Where; default: the configuration's mount.mountpoint
+    mountpoint: Option<PathBuf>,
+    /// Stay in the foreground and log to standard error
+    #[arg(long, short)]
+    foreground: bool,
+    /// Take the volume although another mount holds it; that one fails from then on
+    #[arg(long)]
+    takeover: bool,
+    /// As of mount(8): nodev, nosuid, noexec, allow_other, noallow_other, takeover
+    #[arg(short = 'o', value_name = "OPTIONS", value_delimiter = ',')]
+    options: Vec<String>,
+    /// Report to the process that started this one (used by itself)
+    #[arg(long, hide = true, requires = "foreground")]
+    report: bool,
+    /// Keep everything in memory, with so many shards: measures the mount without banks
+    #[arg(long, hide = true, value_name = "SHARDS", num_args = 0..=1, default_missing_value = "1")]
+    memory: Option<u16>,
+}
+
+/// Options that mean nothing to a mount, or nothing here, and are no mistakes.
+const IGNORED: [&str; 20] = [
+    "defaults", "rw", "auto", "noauto", "user", "nouser", "users", "owner", "group", "_netdev",
+    "nofail", "async", "exec", "dev", "suid", "relatime", "atime", "fakefs", "loud", "silent",
+];
+
+fn apply(options: &[String], into: &mut MountOptions) -> Result<(), ControlError> {
+    for option in options.iter().map(String::as_str).filter(|o| !o.is_empty()) {
+        match option {
+            "nodev" => into.flags.nodev = true,
+            "nosuid" => into.flags.nosuid = true,
+            "noexec" => into.flags.noexec = true,
+            "allow_other" => into.flags.allow_other = Some(true),
+            "noallow_other" => into.flags.allow_other = Some(false),
+            "takeover" => into.takeover = true,
+            "ro" | "remount" | "bind" | "noatime" | "sync" | "dirsync" => {
+                let hint = "leave the option out";
+                let what = format!("mount option {option} is not supported yet");
+                return Err(ControlError::new(USAGE, what, hint));
+            }
+            _ if IGNORED.contains(&option)
+                || option.starts_with("x-")
+                || option.starts_with("comment=") => {}
+            _ => {
+                let hint = "`tercet mount --help` lists them";
+                let what = format!("unknown mount option {option}");
+                return Err(ControlError::new(USAGE, what, hint));
+            }
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn mount(config: Config, args: MountArgs) -> Outcome {
+    let mut reporter = Reporter::none();
+    if args.report {
+        reporter = Reporter::from_stdin().map_err(|e| {
+            let hint = "leave --report out";
+            ControlError::new(USAGE, format!("--report needs a socket as standard input: {e}"), hint)
+        })?;
+    }
+    let result = mount_or_spawn(config, &args, &mut reporter);
+    if let Err(error) = &result {
+        reporter.tell(&Report::Failed(error.clone()));
+    }
+    result
+}
+
+fn mount_or_spawn(config: Config, args: &MountArgs, reporter: &mut Reporter) -> Outcome {
+    let mountpoint = args.mountpoint.clone().or_else(|| config.mountpoint()).ok_or_else(|| {
+        let hint = "`tercet mount /mnt/tercet`, or set mount.mountpoint in the configuration";
+        ControlError::new(USAGE, "no mountpoint", hint)
+    })?;
+    let mut options = MountOptions {
+        mountpoint: std::path::absolute(&mountpoint).unwrap_or(mountpoint),
+        takeover: args.takeover,
+        memory: args.memory,
+        flags: MountFlags { allow_other: config.mount.allow_other, ..MountFlags::default() },
+    };
+    apply(&args.options, &mut options)?;
+    if options.memory.is_none() {
+        // Before anything is started, so that the message is short.
+        config.token()?;
+    }
+    if args.foreground {
+        crate::telemetry::start("info");
+        let runtime = runtime()?;
+        runtime.block_on(mount::run(config, options, reporter))?;
+        // Tasks that wait for a dead node must not keep the process.
+        runtime.shutdown_timeout(Duration::from_secs(2));
+        return Ok(OK);
+    }
+    in_background(&config, args, &options)
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, ControlError> {
+    let threads = std::thread::available_parallelism().map_or(2, usize::from);
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads.clamp(2, RUNTIME_THREADS_MAX))
+        .thread_name("tercet")
+        .enable_all()
+        .build()
+        .map_err(|e| ControlError::new(WRONG, format!("cannot start threads: {e}"), ""))
+}
+
+fn in_background(config: &Config, args: &MountArgs, options: &MountOptions) -> Outcome {
+    let run_dir = config.run_dir();
+    control::private_dir(&run_dir).map_err(|e| {
+        let hint = "the directory of the configuration file must be writable";
+        ControlError::new(WRONG, format!("cannot make {}: {e}", run_dir.display()), hint)
+    })?;
+    let mut words: Vec<OsString> = vec!["--config".into(), config.file.clone().into()];
+    words.extend(["mount", "--foreground", "--report"].map(OsString::from));
+    words.push(options.mountpoint.clone().into());
+    if options.takeover {
+        words.push("--takeover".into());
+    }
+    if let Some(shards) = options.memory {
+        words.push(format!("--memory={shards}").into());
+    }
+    if !args.options.is_empty() {
+        words.extend(["-o".into(), args.options.join(",").into()]);
+    }
+    let bar = Bar::new(false);
+    let log = run_dir.join("mount.log");
+    let pid = daemon::spawn(&words, &log, |p| bar.show(&p))?;
+    drop(bar);
+    say(&format!(
+        "mounted at {} (process {pid}, log {})",
+        options.mountpoint.display(),
+        log.display()
+    ));
+    Ok(OK)
+}
+
+pub(super) async fn umount(config: &Config, mountpoint: Option<&Path>, lazy: bool) -> Outcome {
+    let socket = config.control_socket();
+    let pid_file = config.run_dir().join("mount.pid");
+    let named = mountpoint.map(|m| std::path::absolute(m).unwrap_or_else(|_| m.to_owned()));
+    let about: Value = match control::ask(&socket, &Ask::Hello, |_| ()).await {
+        Ok(about) => about,
+        Err(error) => {
+            // A mount that died leaves its mountpoint behind; that can be cleaned up here.
+            let dead = named.or_else(|| config.mountpoint()).filter(|m| mount::is_ours(m));
+            let Some(dead) = dead.filter(|_| daemon::living(&pid_file).is_none()) else {
+                return Err(error);
+            };
+            mount::unmount(&dead, true).map_err(|e| {
+                let what = format!("cannot detach the dead mount at {}: {e}", dead.display());
+                ControlError::new(WRONG, what, format!("umount -l {}", dead.display()))
+            })?;
+            say(&format!("{}: detached what a dead mount had left", dead.display()));
+            return Ok(OK);
+        }
+    };
+    let at = PathBuf::from(about["mountpoint"].as_str().unwrap_or_default());
+    if let Some(named) = named.filter(|n| *n != at && n.canonicalize().ok().as_ref() != Some(&at)) {
+        let hint = format!("`tercet umount {}`", at.display());
+        let what = format!("this configuration is mounted at {}, not {}", at.display(), named.display());
+        return Err(ControlError::new(USAGE, what, hint));
+    }
+    let bar = Bar::new(false);
+    let _: Value = control::ask(&socket, &Ask::Unmount { lazy }, |p| bar.show(&p)).await?;
+    drop(bar);
+    let ended = tokio::task::spawn_blocking(move || daemon::wait_end(&pid_file, END_MAX)).await;
+    if !ended.unwrap_or(false) {
+        let log = config.run_dir().join("mount.log");
+        let what = format!("unmounted, but the mount process lives on after {END_MAX:?}");
+        return Err(ControlError::new(WRONG, what, format!("read {}", log.display())));
+    }
+    say(&format!("unmounted {}", at.display()));
+    Ok(OK)
+}
+
+/// `mount -t tercet CONFIG MOUNTPOINT` calls `mount.tercet CONFIG MOUNTPOINT [-sfnv] [-o OPTIONS]`:
+/// the words of our own command line for that, if this is how we were called.
+pub(super) fn as_mount_helper(args: &[OsString]) -> Option<Result<Vec<OsString>, ControlError>> {
+    let name = Path::new(args.first()?).file_name()?.to_str()?;
+    (name == "mount.tercet").then(|| translate(&args[1..]))
+}
+
+fn translate(args: &[OsString]) -> Result<Vec<OsString>, ControlError> {
+    let usage = |what: String| {
+        let hint = "mount -t tercet /etc/tercet/tercet.toml /mnt/tercet -o nodev,nosuid";
+        ControlError::new(USAGE, what, hint)
+    };
+    let mut places = Vec::new();
+    let mut options: Vec<String> = Vec::new();
+    let mut args = args.iter();
+    while let Some(arg) = args.next() {
+        let text = arg.to_str().ok_or_else(|| usage("an argument is not UTF-8".into()))?;
+        match text {
+            "-o" => {
+                let list = args.next().and_then(|l| l.to_str());
+                options.extend(list.unwrap_or_default().split(',').map(str::to_owned));
+            }
+            "-N" | "-t" => {
+                args.next();
+            }
+            _ if text.starts_with("-o") => {
+                options.extend(text[2..].split(',').map(str::to_owned));
+            }
+            // -s sloppy, -f fake, -n no mtab, -v verbose: nothing to do for these.
+            _ if text.starts_with('-') && text[1..].chars().all(|c| "sfnv".contains(c)) => {
+                if text.contains('f') {
+                    return Err(usage("-f (fake) is not supported".into()));
+                }
+            }
+            _ if text.starts_with('-') => return Err(usage(format!("unknown option {text}"))),
+            _ => places.push(arg.clone()),
+        }
+    }
+    let [config, mountpoint] = <[OsString; 2]>::try_from(places)
+        .map_err(|_| usage("mount.tercet needs a configuration file and a mountpoint".into()))?;
+    let mut words = vec!["tercet".into(), "--config".into(), config, "mount".into(), mountpoint];
+    options.retain(|o| !o.is_empty());
+    if !options.is_empty() {
+        words.extend(["-o".into(), options.join(",").into()]);
+    }
+    Ok(words)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn helper(words: &[&str]) -> Option<Result<Vec<OsString>, ControlError>> {
+        as_mount_helper(&words.iter().map(OsString::from).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn fstab_lines_become_commands() {
+        assert!(helper(&["/usr/bin/tercet", "mount"]).is_none());
+        let words = helper(&["/sbin/mount.tercet", "/etc/t.toml", "/srv", "-sn", "-o", "rw,nodev"]);
+        let words = words.unwrap().unwrap();
+        assert_eq!(words, ["tercet", "--config", "/etc/t.toml", "mount", "/srv", "-o", "rw,nodev"]);
+        assert_eq!(helper(&["mount.tercet", "/etc/t.toml"]).unwrap().unwrap_err().code, USAGE);
+        assert!(helper(&["mount.tercet", "a", "b", "-x"]).unwrap().is_err());
+    }
+
+    #[test]
+    fn mount_options_are_understood_ignored_or_refused() {
+        let list = |text: &str| text.split(',').map(str::to_owned).collect::<Vec<_>>();
+        let mut options = MountOptions::default();
+        apply(&list("rw,_netdev,x-systemd.after=a,nodev,allow_other"), &mut options).unwrap();
+        assert!(options.flags.nodev && !options.flags.nosuid);
+        assert_eq!(options.flags.allow_other, Some(true));
+        assert!(apply(&list("ro"), &mut options).unwrap_err().message.contains("ro"));
+        assert!(apply(&list("frobnicate"), &mut options).is_err());
+    }
+}

@@ -1,0 +1,82 @@
+//! `refresh`, `scrub`, `check`: long work in the mount, with a progress bar here.
+
+use super::{Bar, OK, Outcome, WRONG, bytes, say};
+use crate::config::Config;
+use crate::control::{self, Ask};
+use clap::Args;
+use serde_json::Value;
+
+#[derive(Args, Debug)]
+pub(super) struct WorkArgs {
+    #[command(flatten)]
+    json: super::JsonArg,
+    /// No progress bar
+    #[arg(long, short)]
+    quiet: bool,
+}
+
+async fn ask(config: &Config, what: &Ask, args: &WorkArgs) -> Result<Value, control::ControlError> {
+    let bar = Bar::new(args.quiet || args.json.json);
+    control::ask(&config.control_socket(), what, |p| bar.show(&p)).await
+}
+
+fn number(value: &Value, name: &str) -> u64 {
+    value[name].as_u64().unwrap_or_default()
+}
+
+pub(super) async fn refresh(config: &Config, args: &WorkArgs) -> Outcome {
+    let report = ask(config, &Ask::Refresh, args).await?;
+    let (shards, skipped) = (number(&report, "shards"), number(&report, "skipped"));
+    if args.json.json {
+        say(&report.to_string());
+    } else {
+        say(&format!(
+            "compared {} of {shards} shards: {} records repaired",
+            shards - skipped.min(shards),
+            number(&report, "mended")
+        ));
+        if skipped > 0 {
+            say(&format!("{skipped} shards have no two replicas to compare: see `tercet status`"));
+        }
+    }
+    Ok(if skipped > 0 { WRONG } else { OK })
+}
+
+pub(super) async fn scrub(config: &Config, args: &WorkArgs) -> Outcome {
+    let report = ask(config, &Ask::Scrub, args).await?;
+    let (damaged, skipped) = (number(&report, "damaged"), number(&report, "skipped"));
+    if args.json.json {
+        say(&report.to_string());
+    } else {
+        say(&format!(
+            "re-read {} records ({}): {damaged} damaged, {} repaired",
+            number(&report, "verified"),
+            bytes(number(&report, "bytes")),
+            number(&report, "mended")
+        ));
+        if skipped > 0 {
+            say(&format!("{skipped} replicas could not be read: see `tercet status`"));
+        }
+    }
+    Ok(if skipped > 0 || number(&report, "mended") < damaged { WRONG } else { OK })
+}
+
+pub(super) async fn check(config: &Config, args: &WorkArgs) -> Outcome {
+    let report = ask(config, &Ask::Check, args).await?;
+    let wrong = number(&report, "wrong");
+    if args.json.json {
+        say(&report.to_string());
+    } else {
+        for line in report["findings"].as_array().into_iter().flatten() {
+            say(line.as_str().unwrap_or_default());
+        }
+        let verdict = if wrong == 0 { "consistent".into() } else { format!("{wrong} findings") };
+        say(&format!(
+            "{} inodes, {} names, {} blocks: {verdict}",
+            number(&report, "inodes"),
+            number(&report, "names"),
+            number(&report, "blocks")
+        ));
+    }
+    Ok(if wrong == 0 { OK } else { WRONG })
+}
