@@ -136,6 +136,7 @@ impl Backend {
 
 /// What other mounts are told about this one.
 fn holder(mountpoint: &Path) -> String {
-    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = host.trim();
     format!("{host}, process {}, mounted at {}", std::process::id(), mountpoint.display())
 }

@@ -69,8 +69,10 @@ enum Command {
         file: PathBuf,
     },
     /// Show the effective configuration, or an example
-    #[command(after_help = "Examples:\n  tercet config                      # every limit, its value and its meaning\n  \
-        tercet config --check && echo good\n  tercet config --example > tercet.toml")]
+    #[command(
+        after_help = "Examples:\n  tercet config                      # every limit, its value and its meaning\n  \
+        tercet config --check && echo good\n  tercet config --example > tercet.toml"
+    )]
     Config {
         /// Only check file and token; print nothing if they are good
         #[arg(long)]
@@ -86,15 +88,19 @@ enum Command {
         run that broke off has begun.")]
     Init(setup::InitArgs),
     /// Mount the volume
-    #[command(after_help = "Examples:\n  tercet mount                       # at the configuration's mountpoint, in the background\n  \
+    #[command(
+        after_help = "Examples:\n  tercet mount                       # at the configuration's mountpoint, in the background\n  \
         tercet mount /mnt/tercet --foreground\n  \
         tercet mount --takeover            # from a mount that still holds the volume\n  \
         echo '/etc/tercet/tercet.toml /mnt/tercet tercet _netdev 0 0' >> /etc/fstab\n\n\
         In the background it returns when files can be opened, or says why not. The log is\n\
-        run/mount.log beside the configuration; TERCET_LOG=debug says more.")]
+        run/mount.log beside the configuration; TERCET_LOG=debug says more."
+    )]
     Mount(mounting::MountArgs),
     /// Unmount: write back, release the volume, end the mount process
-    #[command(after_help = "Examples:\n  tercet umount\n  tercet umount --lazy               # although files are open")]
+    #[command(
+        after_help = "Examples:\n  tercet umount\n  tercet umount --lazy               # although files are open"
+    )]
     Umount {
         /// Mountpoint, to be sure that it is the right one
         mountpoint: Option<PathBuf>,
@@ -115,10 +121,14 @@ enum Command {
         missing, foreign, silent (no answer). Exit code 1 if any copy is not ok.")]
     Inspect(look::InspectArgs),
     /// Compare all banks and repair what differs, now
-    #[command(after_help = "Examples:\n  tercet refresh\n\nThe mount does this by itself every limits.refresh_interval_s.")]
+    #[command(
+        after_help = "Examples:\n  tercet refresh\n\nThe mount does this by itself every limits.refresh_interval_s."
+    )]
     Refresh(work::WorkArgs),
     /// Re-read every value on every bank and repair what is damaged, now
-    #[command(after_help = "Examples:\n  tercet scrub\n\nThe mount does a part of this with each refresh.")]
+    #[command(
+        after_help = "Examples:\n  tercet scrub\n\nThe mount does a part of this with each refresh."
+    )]
     Scrub(work::WorkArgs),
     /// Check that the whole tree is consistent; changes nothing
     #[command(after_help = "Examples:\n  tercet check && echo consistent\n\n\

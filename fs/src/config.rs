@@ -202,8 +202,14 @@ impl From<CacheLimits> for CacheNumbers {
 impl CacheNumbers {
     const DOCS: [(&'static str, &'static str); 4] = [
         ("inode_cache_max", "Inodes kept in memory (about 300 bytes each)."),
-        ("dirent_cache_max", "Names kept in memory, also of what is not there (about 120 bytes each)."),
-        ("block_cache_bytes", "File data kept in memory, bytes (the kernel's page cache is on top)."),
+        (
+            "dirent_cache_max",
+            "Names kept in memory, also of what is not there (about 120 bytes each).",
+        ),
+        (
+            "block_cache_bytes",
+            "File data kept in memory, bytes (the kernel's page cache is on top).",
+        ),
         ("xattr_cache_bytes", "Extended attributes kept in memory, bytes."),
     ];
 
@@ -238,6 +244,10 @@ fn split_limits(all: toml::Table) -> Result<(MountLimits, VoterLimits, CacheLimi
         parts[owner].insert(key, value);
     }
     let [mount, voter, caches] = parts;
+    // A pace, deadline or bound of nothing would stop replication.
+    if let Some((key, _)) = voter.iter().find(|(_, v)| v.as_integer().is_some_and(|n| n < 1)) {
+        return Err(format!("limits.{key} is outside 1..: it must be at least 1"));
+    }
     let words = |e: toml::de::Error| format!("limits: {}", e.to_string().trim_end());
     Ok((
         mount.try_into().map_err(words)?,
@@ -434,7 +444,8 @@ impl Config {
     /// The effective values as TOML that could be the file, each limit with its meaning.
     #[must_use]
     pub fn render(&self) -> String {
-        let mut out = format!("# {}\n[volume]\ntoken_file = {:?}\n", self.file.display(), self.token_file());
+        let mut out =
+            format!("# {}\n[volume]\ntoken_file = {:?}\n", self.file.display(), self.token_file());
         out.push_str("\n[banks]            # entry i is shard i\n");
         for (letter, nodes) in self.bank_nodes() {
             let _ = writeln!(out, "{letter} = {nodes:?}");
@@ -444,13 +455,17 @@ impl Config {
             Some(path) => {
                 let _ = writeln!(out, "mountpoint = {path:?}");
             }
-            None => out.push_str("# mountpoint = \"/mnt/tercet\"   (not set: give it to `tercet mount`)\n"),
+            None => out.push_str(
+                "# mountpoint = \"/mnt/tercet\"   (not set: give it to `tercet mount`)\n",
+            ),
         }
         match self.mount.allow_other {
             Some(yes) => {
                 let _ = writeln!(out, "allow_other = {yes}");
             }
-            None => out.push_str("# allow_other = true   (not set: true for root, false for others)\n"),
+            None => {
+                out.push_str("# allow_other = true   (not set: true for root, false for others)\n")
+            }
         }
         let _ = writeln!(out, "auto_replace = {}", self.mount.auto_replace.0);
         out.push_str("\n[limits]\n");
@@ -514,7 +529,10 @@ pub fn read_token(file: &Path) -> Result<String, ConfigError> {
         .map_err(|e| bad(format!("cannot read the token file {name}: {e}"), make.clone()))?;
     if about.mode() & 0o077 != 0 {
         return Err(bad(
-            format!("the token file {name} can be read by others (mode {:o})", about.mode() & 0o7777),
+            format!(
+                "the token file {name} can be read by others (mode {:o})",
+                about.mode() & 0o7777
+            ),
             format!("chmod 600 {name}"),
         ));
     }
@@ -576,7 +594,14 @@ mod tests {
         assert_eq!(config.token_file(), Path::new("/etc/t/token"));
         assert_eq!(config.control_socket(), Path::new("/etc/t/run/control.sock"));
         let again = parse(&config.render()).unwrap();
-        assert_eq!(again.limits, config.limits);
+        assert_eq!((&again.limits, &again.voter), (&config.limits, &config.voter));
+        assert_eq!(again.caches, config.caches);
+        // Every limit is explained.
+        let text = config.render();
+        let lines: Vec<&str> = text.lines().skip_while(|l| *l != "[limits]").skip(1).collect();
+        for pair in lines.chunks(2) {
+            assert!(pair[0].starts_with("# ") && pair[0].len() > 12, "{pair:?}");
+        }
         assert_eq!(again.banks.c, config.banks.c);
     }
 
@@ -606,7 +631,8 @@ mod tests {
         let token = read_token(&file).unwrap();
         assert!(!make_token(&file).unwrap());
         assert_eq!(read_token(&file).unwrap(), token);
-        std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+        std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o644))
+            .unwrap();
         assert!(read_token(&file).unwrap_err().what.contains("read by others"));
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }

@@ -130,8 +130,11 @@ pub type Answer = Result<Value, ControlError>;
 /// What answers requests: the running mount.
 pub trait Handler: Send + Sync + 'static {
     /// Answers one request.
-    fn handle(&self, ask: Ask, progress: ProgressSink)
-    -> Pin<Box<dyn Future<Output = Answer> + Send + '_>>;
+    fn handle(
+        &self,
+        ask: Ask,
+        progress: ProgressSink,
+    ) -> Pin<Box<dyn Future<Output = Answer> + Send + '_>>;
 }
 
 /// Makes the directory for the socket, private to its owner.

@@ -219,8 +219,7 @@ impl Filesystem for Adapter {
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
         let started = Instant::now();
         self.dispatch.fs.forget(ino.0, nlookup);
-        let ending =
-            Ending { took: started.elapsed(), error: false, inline: true, timeout: false };
+        let ending = Ending { took: started.elapsed(), error: false, inline: true, timeout: false };
         self.dispatch.metrics.count(Operation::Forget, ending);
     }
 
@@ -347,9 +346,8 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let (fs, old, new, caller) = (self.fs(), name(old), name(new), caller(req));
-        let work = async move {
-            fs.rename(parent.0, &old, newparent.0, &new, flags.bits(), caller).await
-        };
+        let work =
+            async move { fs.rename(parent.0, &old, newparent.0, &new, flags.bits(), caller).await };
         self.dispatch.run(Operation::Rename, req, work, empty(reply));
     }
 

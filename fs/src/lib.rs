@@ -6,7 +6,20 @@
 //!               per request)     fn per decision)    one submit per op)       three banks)
 //! ```
 
+// The filesystem.
 pub mod errno;
 pub mod filesystem;
 pub mod limits;
 pub mod record;
+
+// The mount and its command line.
+pub mod backend;
+pub mod cli;
+pub mod config;
+pub mod control;
+pub mod daemon;
+pub mod fuse;
+pub mod metrics;
+pub mod mount;
+pub mod session;
+pub mod telemetry;

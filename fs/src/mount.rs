@@ -189,7 +189,8 @@ pub fn users(mountpoint: &Path) -> String {
             continue;
         };
         let files = std::fs::read_dir(dir.join("fd")).into_iter().flatten().flatten();
-        let mut links = ["cwd", "root", "exe"].map(|l| dir.join(l)).into_iter().chain(files.map(|f| f.path()));
+        let mut links =
+            ["cwd", "root", "exe"].map(|l| dir.join(l)).into_iter().chain(files.map(|f| f.path()));
         if links.any(|l| std::fs::read_link(l).is_ok_and(|t| t.starts_with(mountpoint))) {
             let name = std::fs::read_to_string(dir.join("comm")).unwrap_or_default();
             found.push(format!("{} ({pid})", name.trim()));
@@ -253,7 +254,7 @@ impl Ends {
 pub async fn run(
     config: Config,
     options: MountOptions,
-    mut reporter: Reporter,
+    reporter: &mut Reporter,
 ) -> Result<(), ControlError> {
     let internal = |what: &str, e: io::Error| {
         ControlError::new(1, format!("{what}: {e}"), "free resources and try again")
@@ -275,7 +276,7 @@ pub async fn run(
     })?;
 
     let opened = {
-        let opening = open(&config, &options, &mountpoint, &mut reporter);
+        let opening = open(&config, &options, &mountpoint, reporter);
         tokio::select! {
             opened = opening => opened?,
             name = ends.next() => {

@@ -47,3 +47,5 @@ pub use limits::Limits;
 pub use open::OpenError;
 pub use replicated::{ClusterConfig, Nodes, OpenOptions, Replicated};
 pub use status::{ClusterStatus, survey};
+/// The messages and identities of nodes, for the tools around a mount.
+pub use storenode::wire;

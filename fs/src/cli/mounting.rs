@@ -76,7 +76,11 @@ pub(super) fn mount(config: Config, args: MountArgs) -> Outcome {
     if args.report {
         reporter = Reporter::from_stdin().map_err(|e| {
             let hint = "leave --report out";
-            ControlError::new(USAGE, format!("--report needs a socket as standard input: {e}"), hint)
+            ControlError::new(
+                USAGE,
+                format!("--report needs a socket as standard input: {e}"),
+                hint,
+            )
         })?;
     }
     let result = mount_or_spawn(config, &args, &mut reporter);
@@ -176,7 +180,8 @@ pub(super) async fn umount(config: &Config, mountpoint: Option<&Path>, lazy: boo
     let at = PathBuf::from(about["mountpoint"].as_str().unwrap_or_default());
     if let Some(named) = named.filter(|n| *n != at && n.canonicalize().ok().as_ref() != Some(&at)) {
         let hint = format!("`tercet umount {}`", at.display());
-        let what = format!("this configuration is mounted at {}, not {}", at.display(), named.display());
+        let what =
+            format!("this configuration is mounted at {}, not {}", at.display(), named.display());
         return Err(ControlError::new(USAGE, what, hint));
     }
     let bar = Bar::new(false);

@@ -74,7 +74,11 @@ pub(super) async fn init(config: &Config, args: &InitArgs) -> Outcome {
         Ok(()) => {}
         Err(e) if e.errno == libc::EEXIST => {
             let hint = "mount it with `tercet mount`";
-            return Err(ControlError::new(WRONG, format!("volume {id} holds a filesystem already"), hint));
+            return Err(ControlError::new(
+                WRONG,
+                format!("volume {id} holds a filesystem already"),
+                hint,
+            ));
         }
         Err(e) if e.errno == libc::EINVAL => {
             return Err(ControlError::new(USAGE, e.to_string(), "choose another --block-size"));

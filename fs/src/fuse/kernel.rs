@@ -130,7 +130,12 @@ pub(super) fn tune(mountpoint: &Path, limits: &MountLimits) {
 
 /// `major:minor` of what is mounted there, without asking the mount itself (which is us).
 fn device_of(mountpoint: &Path) -> Option<String> {
-    crate::mount::mounts().ok()?.into_iter().rev().find(|m| m.mountpoint == mountpoint).map(|m| m.device)
+    crate::mount::mounts()
+        .ok()?
+        .into_iter()
+        .rev()
+        .find(|m| m.mountpoint == mountpoint)
+        .map(|m| m.device)
 }
 
 #[cfg(test)]

@@ -1,0 +1,260 @@
+//! `status` and `inspect`.
+
+use super::{JsonArg, OK, Outcome, UNREACHABLE, WRONG, bytes, say, seconds};
+use crate::backend::explain;
+use crate::config::Config;
+use crate::control::{self, Ask, ControlError};
+use clap::Args;
+use serde_json::{Value, json};
+use std::fmt::Write as _;
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use voter::ClusterStatus;
+
+#[derive(Args, Debug)]
+pub(super) struct StatusArgs {
+    #[command(flatten)]
+    json: JsonArg,
+    /// Again and again, every SECONDS
+    #[arg(long, short, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1")]
+    watch: Option<u64>,
+    /// Exit code 1 unless all replicas are up to date
+    #[arg(long)]
+    check: bool,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct InspectArgs {
+    /// A path in the mount
+    path: PathBuf,
+    #[command(flatten)]
+    json: JsonArg,
+    /// At most so many keys; a large file has one for each block
+    #[arg(long, default_value_t = 64, value_name = "N")]
+    limit: usize,
+}
+
+pub(super) async fn status(config: &Config, args: &StatusArgs) -> Outcome {
+    let Some(pause) = args.watch else { return status_once(config, args).await };
+    loop {
+        let clear = !args.json.json && std::io::stdout().is_terminal();
+        if clear {
+            say("\x1b[2J\x1b[H");
+        }
+        // What cannot be reached now may be there the next time.
+        if let Err(error) = status_once(config, args).await {
+            say(&format!("{}\n    -> {}", error.message, error.hint));
+        }
+        tokio::time::sleep(Duration::from_secs(pause.max(1))).await;
+    }
+}
+
+async fn status_once(config: &Config, args: &StatusArgs) -> Outcome {
+    let mut answer =
+        match control::ask::<Value>(&config.control_socket(), &Ask::Status, |_| ()).await {
+            Ok(answer) => answer,
+            Err(error) if error.code == UNREACHABLE => {
+                let cluster =
+                    voter::survey(&config.cluster()?).await.map_err(|e| explain(&e, config))?;
+                json!({ "mount": null, "cluster": cluster })
+            }
+            Err(error) => return Err(error),
+        };
+    let cluster: Option<ClusterStatus> =
+        serde_json::from_value(answer["cluster"].clone()).ok().flatten();
+    let healthy = is_healthy(&answer, cluster.as_ref());
+    answer["healthy"] = healthy.into();
+    if args.json.json {
+        say(&answer.to_string());
+    } else {
+        say(&words(&answer, cluster.as_ref(), config));
+    }
+    let silent = answer["mount"].is_null()
+        && cluster.is_some_and(|c| c.replicas.iter().all(|r| r.node.is_none()));
+    Ok(match (silent, args.check && !healthy) {
+        (true, _) => UNREACHABLE,
+        (_, true) => WRONG,
+        _ => OK,
+    })
+}
+
+/// All three replicas of every shard are up to date, and this mount knows it.
+fn is_healthy(answer: &Value, cluster: Option<&ClusterStatus>) -> bool {
+    match cluster {
+        Some(c) => {
+            !answer["mount"].is_null()
+                && c.fenced.is_none()
+                && c.redundancy == 3
+                && c.replicas.iter().all(|r| r.state == "up to date")
+        }
+        None => answer["mount"]["memory"] == true,
+    }
+}
+
+fn words(answer: &Value, cluster: Option<&ClusterStatus>, config: &Config) -> String {
+    let mut out = String::new();
+    let mount = &answer["mount"];
+    let at = mount["mountpoint"].as_str().unwrap_or("?");
+    let volume = cluster.and_then(|c| c.volume).map_or("none yet".into(), |v| v.to_string());
+    if mount.is_null() {
+        let _ = writeln!(out, "volume {volume}, not mounted with {}", config.file.display());
+    } else {
+        let up = seconds(mount["uptime_s"].as_u64().unwrap_or_default());
+        let _ =
+            writeln!(out, "volume {volume}, mounted at {at} for {up} (process {})", mount["pid"]);
+    }
+    let Some(c) = cluster else {
+        out.push_str("kept in memory: no banks\n");
+        return out;
+    };
+    if mount.is_null()
+        && let Some(holder) = &c.holder
+    {
+        let _ = writeln!(out, "held, or not released, by {holder}");
+    }
+    if let Some(why) = &c.fenced {
+        let _ = writeln!(
+            out,
+            "FENCED: {why}\n    -> this mount is of no more use: `tercet umount --lazy`"
+        );
+    }
+    let meaning = match (mount.is_null(), c.redundancy) {
+        (true, 3) => "every node is there",
+        (true, 2) => "can be mounted",
+        (true, _) => "cannot be mounted: start nodes until two of each shard are voters",
+        (false, 3) => "any one bank may fail",
+        (false, 2) => "works; no further bank may fail until it is 3 again",
+        (false, _) => "reads what it can, writes wait: start nodes",
+    };
+    let _ = writeln!(out, "redundancy {} of 3: {meaning}", c.redundancy);
+    if let Some(space) = c.space {
+        let used = space.capacity_bytes.saturating_sub(space.free_bytes);
+        let _ = writeln!(
+            out,
+            "space {} used of {}, {} free",
+            bytes(used),
+            bytes(space.capacity_bytes),
+            bytes(space.free_bytes)
+        );
+    }
+    let _ = writeln!(out, "\n{:<5} {:<4} {:<22} {:<11} details", "shard", "bank", "node", "state");
+    for r in &c.replicas {
+        let mut details = Vec::new();
+        if let Some(why) = &r.why {
+            details.push(why.clone());
+        }
+        if r.behind_groups > 0 {
+            details.push(format!("{} groups behind", r.behind_groups));
+        }
+        if r.moved_records > 0 && r.state != "up to date" {
+            let moved = bytes(r.moved_bytes);
+            details.push(format!("{} records ({moved}) brought back", r.moved_records));
+        }
+        if let Some(node) = &r.node {
+            details.push(format!(
+                "{} records, {}",
+                node.space.records,
+                bytes(node.space.live_bytes)
+            ));
+            if node.damaged_records > 0 {
+                details.push(format!("{} damaged", node.damaged_records));
+            }
+            if node.allow_faults {
+                details.push("allows faults".into());
+            }
+        }
+        let (shard, bank, state) = (r.shard, r.bank.to_string(), &r.state);
+        let _ = writeln!(
+            out,
+            "{shard:<5} {bank:<4} {:<22} {state:<11} {}",
+            r.address,
+            details.join("; ")
+        );
+    }
+    if let Some(n) = c.counts {
+        let _ = writeln!(
+            out,
+            "\nrepaired {}, caught up {}, refilled {}, scrubbed {} records ({} damaged); {} refreshes; \
+             {} syncs, {} refused",
+            n.repaired,
+            n.caught_up,
+            n.refilled,
+            n.scrubbed,
+            n.scrub_damaged,
+            n.refreshes,
+            n.syncs,
+            n.syncs_failed
+        );
+        let _ = writeln!(
+            out,
+            "not yet on the banks: {} in {} groups; waiting requests: {}",
+            bytes(c.dirty_bytes as u64),
+            c.groups_in_flight,
+            answer["requests"]["waiting"]
+        );
+    }
+    out
+}
+
+pub(super) async fn inspect(config: &Config, args: &InspectArgs) -> Outcome {
+    let found = keys_of(config, &args.path, args.limit).await?;
+    let mut wrong = 0;
+    let mut out = String::new();
+    let kind = found["kind"].as_str().unwrap_or_default();
+    let _ = writeln!(
+        out,
+        "{}: {kind}, inode {}, {} bytes",
+        args.path.display(),
+        found["ino"],
+        found["size"]
+    );
+    for key in found["keys"].as_array().into_iter().flatten() {
+        let pending = key["pending"] == true;
+        let _ = writeln!(
+            out,
+            "\n{}: shard {}, key {}{}",
+            key["what"].as_str().unwrap_or_default(),
+            key["shard"],
+            key["key"].as_str().unwrap_or_default(),
+            if pending { " (newer in the mount than on the banks)" } else { "" }
+        );
+        for copy in key["copies"].as_array().into_iter().flatten() {
+            let state = copy["state"].as_str().unwrap_or_default();
+            if state != "ok" && !pending {
+                wrong += 1;
+            }
+            let version = &copy["version"];
+            let version = match (version["epoch"].as_u64(), version["seq"].as_u64()) {
+                (Some(epoch), Some(seq)) => format!("e{epoch}.{seq}"),
+                _ => "-".into(),
+            };
+            let len = copy["len"].as_u64().map_or("-".into(), |n| format!("{n} bytes"));
+            let digest = copy["digest"].as_str().unwrap_or("-");
+            let bank = copy["bank"].as_str().unwrap_or("?");
+            let _ = writeln!(out, "    {bank}  {state:<8} {version:<12} {len:>14}  {digest}");
+        }
+    }
+    if found["more"] == true {
+        let _ = writeln!(out, "\nmore keys: --limit N");
+    }
+    if args.json.json {
+        say(&found.to_string());
+    } else {
+        say(&out);
+    }
+    Ok(if wrong > 0 { WRONG } else { OK })
+}
+
+/// The keys of a path and the copies under them, from the running mount.
+pub(super) async fn keys_of(
+    config: &Config,
+    path: &Path,
+    limit: usize,
+) -> Result<Value, ControlError> {
+    let socket = config.control_socket();
+    let about: Value = control::ask(&socket, &Ask::Hello, |_| ()).await?;
+    let mountpoint = PathBuf::from(about["mountpoint"].as_str().unwrap_or_default());
+    let path = super::below_root(path, &mountpoint)?;
+    control::ask(&socket, &Ask::Inspect { path, limit }, |_| ()).await
+}
