@@ -72,7 +72,10 @@ pub(super) fn serve(args: &ServeArgs) -> Outcome {
         .thread_name("node")
         .build()
         .map_err(|e| Failure::usage(format!("cannot start threads: {e}")))?;
-    runtime.block_on(run(args, addr, token, limits))
+    let outcome = runtime.block_on(run(args, addr, token, limits));
+    // All is closed. A thread that still hangs in the disk must not keep the process.
+    runtime.shutdown_background();
+    outcome
 }
 
 async fn run(args: &ServeArgs, addr: SocketAddr, token: Token, limits: ServerLimits) -> Outcome {
