@@ -142,7 +142,7 @@ pub fn generate(root: &Path, files: u64, random: &mut Random) {
 /// When tar fails.
 pub fn pack(root: &Path, tar: &Path) {
     let mut command = Command::new("tar");
-    command.arg("-C").arg(root).arg("-cf").arg(tar).arg(".");
+    command.arg("-C").arg(root).arg("--format=pax").arg("-cf").arg(tar).arg(".");
     run(&mut command, Duration::from_secs(60)).assert_ok();
 }
 
