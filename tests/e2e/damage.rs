@@ -129,7 +129,6 @@ fn lost_and_foreign_records_are_mended_by_refresh_and_never_seen() {
 fn corrupted_under_a_files_key_and_under_the_root() {
     let mut cluster = furnished("s0-corrupt", Setup::no_refresh());
     let before = walk(&cluster);
-    cluster.unmount();
     for path in ["big", ""] {
         let said =
             cluster.tercet(&["inspect", "--json", cluster.path(path).to_str().expect("UTF-8")]);
@@ -142,6 +141,7 @@ fn corrupted_under_a_files_key_and_under_the_root() {
             }
         }
     }
+    cluster.unmount(); // nothing stays in any cache
     cluster.kill(Bank::C);
     cluster.mount();
     before.assert_same(&walk(&cluster), "CORRUPTED on bank A, bank C dead");
