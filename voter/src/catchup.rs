@@ -8,7 +8,6 @@ use crate::metrics::add;
 use crate::pace::Pace;
 use crate::read::{self, Voted};
 use crate::shared::Shared;
-use crate::writer::ReplicaState;
 use bytes::Bytes;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -313,7 +312,6 @@ async fn admit(shared: &Arc<Shared>, shard: u16, bank: BankId, store: StoreId) -
                 s.configuration = configuration;
                 let r = &mut s.replicas[bank];
                 r.votes = true;
-                r.state = ReplicaState::Behind;
             }
             shared.attached(shard, bank, status.position);
             return Ok(());

@@ -4,12 +4,12 @@
 
 use crate::bank::BankError;
 use crate::catchup;
+use crate::health::Event;
 use crate::shared::{Shared, stopped};
-use crate::writer::ReplicaState;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use storenode::wire::{
     BankId, NodeError, Position, Reply, Request, Role, Status, StoreId, Version,
 };
@@ -27,11 +27,7 @@ pub(crate) enum End {
 
 /// Runs until the mount closes.
 pub(crate) async fn run(shared: Arc<Shared>, shard: u16, bank: BankId) {
-    let first = Duration::from_millis(shared.limits.probe_first_ms);
-    let longest = Duration::from_millis(shared.limits.probe_longest_ms);
-    let mut pause = first;
     while !shared.stopping() {
-        let began = Instant::now();
         let end = tokio::select! {
             end = session(&shared, shard, bank) => end,
             () = stopped(shared.stop.subscribe()) => End::Stopped,
@@ -39,31 +35,33 @@ pub(crate) async fn run(shared: Arc<Shared>, shard: u16, bank: BankId) {
         if matches!(end, End::Stopped) {
             return;
         }
-        down(&shared, shard, bank, &end);
-        if began.elapsed() > longest * 4 {
-            pause = first;
-        }
+        let pause = down(&shared, shard, bank, &end);
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = stopped(shared.stop.subscribe()) => return,
         }
-        pause = (pause * 2).min(longest);
     }
 }
 
-fn down(shared: &Shared, shard: u16, bank: BankId, end: &End) {
+/// Notes that a replica went; returns how long to wait before it is probed again.
+fn down(shared: &Shared, shard: u16, bank: BankId, end: &End) -> Duration {
     let why = end.to_string();
+    let event = match end {
+        End::Bank(e) if e.is_away() => Event::Unreachable,
+        _ => Event::Failed,
+    };
+    let now = shared.now();
     let mut core = shared.core.lock();
     let r = &mut core.shards[shard as usize].replicas[bank];
-    let news = match &r.state {
-        ReplicaState::Down(old) => *old != why,
-        _ => true,
-    };
+    let news = r.health.on(event, now).is_some() || r.why != why;
     if news {
         tracing::warn!(%bank, shard, node = %shared.banks[bank][shard as usize].name(), %why, "replica is down");
     }
-    r.state = ReplicaState::Down(why);
+    r.why = why;
     r.waiting_since = None;
+    let at = r.health.probe_at().unwrap_or(now);
+    let longest = Duration::from_millis(shared.limits.probe_longest_ms);
+    at.saturating_sub(now).clamp(Duration::from_millis(shared.limits.probe_first_ms), longest)
 }
 
 /// What a node's status means for its replica.
@@ -168,7 +166,9 @@ async fn try_session(shared: &Arc<Shared>, shard: u16, bank: BankId) -> Result<(
         let r = &mut s.replicas[bank];
         r.store = store;
         r.votes = !filling;
-        r.state = if filling { ReplicaState::Filling } else { ReplicaState::Behind };
+        if filling {
+            r.health.on(Event::IsFilling, shared.now());
+        }
         r.moved = (0, 0);
         (epoch, nonce, cut, s.recent_above(status.position.applied))
     };
@@ -226,7 +226,7 @@ async fn pump(shared: &Arc<Shared>, shard: u16, bank: BankId, store: StoreId) ->
                 let Some(last) = parts.last() else { break };
                 let r = &mut s.replicas[bank];
                 r.cursor = last.version;
-                r.waiting_since.get_or_insert_with(Instant::now);
+                r.waiting_since.get_or_insert_with(|| shared.now());
                 (parts, watermark)
             };
             let lens = parts.iter().map(|p| p.bytes.len() as u32).collect();

@@ -8,7 +8,7 @@ use crate::opening::{Choice, Fenced, Plan, Refusal, ShardPlan, ShardTails, choos
 use crate::replicated::{Nodes, OpenOptions};
 use crate::shared::{RepairOrder, Shared};
 use crate::status::node_statuses;
-use crate::writer::{Core, Replica, ReplicaState, Shard};
+use crate::writer::{Core, Replica, Shard};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
@@ -557,22 +557,9 @@ impl Opener {
             let c = &choice.shards[i];
             let replicas = PerBank::from_fn(|b| {
                 let told = tails[i].fenced[b].as_ref();
-                Replica {
-                    store: c.configuration.stores[b].unwrap_or(StoreId::ZERO),
-                    state: ReplicaState::Down("not attached yet".into()),
-                    votes: false,
-                    position: Position {
-                        position: Version::ZERO,
-                        applied: told.map(|t| t.applied).unwrap_or_default(),
-                        high: Version::ZERO,
-                        detached: None,
-                    },
-                    mark: p.entry.marks[b],
-                    cursor: Version::ZERO,
-                    last_answer: None,
-                    waiting_since: None,
-                    moved: (0, 0),
-                }
+                let store = c.configuration.stores[b].unwrap_or(StoreId::ZERO);
+                let applied = told.map(|t| t.applied).unwrap_or_default();
+                Replica::unknown(store, p.entry.marks[b], applied, Duration::ZERO)
             });
             let mut shard = Shard::opened(c.configuration, plan.watermark, p.entry.floor, replicas);
             // The parts that were settled are kept for the third voter like any others.

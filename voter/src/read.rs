@@ -166,7 +166,7 @@ async fn attempt(
                 if asked.len() >= 2 {
                     add(&shared.metrics.hedges, 1);
                     for late in asked.iter().filter(|b| tables[0][**b].ballot == Ballot::NotAsked) {
-                        shared.waiting(shard, *late);
+                        shared.overtaken(shard, *late);
                     }
                 }
                 flying.push(ask_bank(bank, asked.len() != 1, keys.to_vec()));
@@ -483,7 +483,7 @@ async fn scan_once(
             Ok(None) => return Err(ScanError::Again(why)),
             Err(_) if asked < readers.len() => {
                 for (bank, _) in readers.iter().take(2) {
-                    shared.waiting(shard, *bank);
+                    shared.overtaken(shard, *bank);
                 }
                 add(&shared.metrics.hedges, 1);
                 flying.push(ask(asked, true));

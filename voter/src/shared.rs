@@ -2,9 +2,10 @@
 //! that wake tasks. No task holds the mutex across an await.
 
 use crate::bank::{Bank, BankError};
+use crate::health::{Event, Health};
 use crate::limits::Limits;
 use crate::metrics::Metrics;
-use crate::writer::{Core, ReplicaState};
+use crate::writer::Core;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -68,6 +69,7 @@ impl Shared {
         };
         let envelope = Envelope { format: WIRE_FORMAT, volume: self.volume, store, epoch, nonce };
         let node = &self.banks[bank][shard as usize];
+        let began = self.now();
         let answer = node.call(envelope, request, bulk, deadline).await;
         match &answer {
             Err(BankError::Refused(NodeError::Fenced { promise })) => {
@@ -75,10 +77,20 @@ impl Shared {
                     self.fence(format!("{} took over (epoch {})", promise.holder, promise.epoch));
                 }
             }
+            Err(BankError::Timeout) => {
+                let mut core = self.core.lock();
+                let r = &mut core.shards[shard as usize].replicas[bank];
+                r.health.on(Event::TimedOut, self.now());
+            }
             Err(_) => {}
-            Ok(_) => self.heard(shard, bank),
+            Ok(_) => self.heard(shard, bank, began),
         }
         answer
+    }
+
+    /// Time since the mount began: the voter's clock.
+    pub(crate) fn now(&self) -> Duration {
+        self.started.elapsed()
     }
 
     /// The end of this mount as a writer: every call fails from now on, for good.
@@ -93,18 +105,26 @@ impl Shared {
         self.watermark.send_modify(|_| {});
     }
 
-    fn heard(&self, shard: u16, bank: BankId) {
+    fn heard(&self, shard: u16, bank: BankId, began: Duration) {
+        let now = self.now();
         let mut core = self.core.lock();
         let r = &mut core.shards[shard as usize].replicas[bank];
-        r.last_answer = Some(Instant::now());
+        r.last_answer = Some(now);
         r.waiting_since = None;
+        r.health.on(Event::Answered { after: now.saturating_sub(began) }, now);
     }
 
     /// A request to this replica is under way; it counts as late from then on until it answers.
     pub(crate) fn waiting(&self, shard: u16, bank: BankId) {
         let mut core = self.core.lock();
         let r = &mut core.shards[shard as usize].replicas[bank];
-        r.waiting_since.get_or_insert_with(Instant::now);
+        r.waiting_since.get_or_insert_with(|| self.now());
+    }
+
+    /// Another bank answered a read and this one did not: readers turn away from it for a while.
+    pub(crate) fn overtaken(&self, shard: u16, bank: BankId) {
+        let mut core = self.core.lock();
+        core.shards[shard as usize].replicas[bank].health.overtaken(self.now());
     }
 
     /// Takes a position in; wakes those who wait for commits.
@@ -128,9 +148,16 @@ impl Shared {
             let s = &mut core.shards[shard as usize];
             let end = s.committed_end;
             let r = &mut s.replicas[bank];
-            if r.votes && r.state == ReplicaState::Behind && r.position.position >= end {
-                r.state = ReplicaState::UpToDate;
-                tracing::info!(%bank, shard, at = %r.position.position, "replica is up to date");
+            let at = r.position.position;
+            // What is in flight does not make one "behind": an attach does. One that was given up
+            // for timeouts and then answers is back.
+            let lost = matches!(r.health.health(), Health::Behind { .. } | Health::Down);
+            let arriving = anew || (at >= end && lost);
+            if r.votes && arriving {
+                let news = r.health.on(Event::Stands { at, to: end }, self.now());
+                if news.is_some_and(|t| t.to == Health::UpToDate) {
+                    tracing::info!(%bank, shard, %at, "replica is up to date");
+                }
             }
             moved.then_some(core.watermark)
         };
@@ -145,7 +172,7 @@ impl Shared {
         let core = self.core.lock();
         let s = &core.shards[shard as usize];
         let slow = Duration::from_millis(self.limits.hedge_ms);
-        let banks = s.readers(s.committed_end, turn, Instant::now(), slow);
+        let banks = s.readers(s.committed_end, turn, self.now(), slow);
         (s.committed_end, banks.into_iter().map(|b| (b, s.replicas[b].store)).collect())
     }
 
@@ -156,7 +183,9 @@ impl Shared {
         core.shards.first().is_some_and(|s| {
             s.replicas
                 .iter()
-                .filter(|(_, r)| r.votes && r.last_answer.is_some_and(|t| t.elapsed() < lease))
+                .filter(|(_, r)| {
+                    r.votes && r.last_answer.is_some_and(|t| self.now().saturating_sub(t) < lease)
+                })
                 .count()
                 >= 2
         })

@@ -1,11 +1,11 @@
 //! What the cluster looks like, for people: with a mount, and without one.
 
 use crate::bank::Bank;
+use crate::health::Health;
 use crate::metrics::Counts;
 use crate::read::hex;
 use crate::replicated::{ClusterConfig, Nodes, Replicated};
 use crate::volume::VolumeSpace;
-use crate::writer::ReplicaState;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::Duration;
@@ -232,22 +232,19 @@ impl Replicated {
         });
         let mut redundancy = 3;
         for (i, s) in core.shards.iter().enumerate() {
-            let good =
-                s.replicas.iter().filter(|(_, r)| r.state == ReplicaState::UpToDate && r.votes);
+            let good = s.replicas.iter().filter(|(_, r)| r.is_up_to_date());
             redundancy = redundancy.min(good.count());
             for (bank, r) in s.replicas.iter() {
                 let Some(row) = out.replicas.get_mut(i * 3 + bank.index()) else { continue };
                 row.behind_groups = s.committed_end.seq.saturating_sub(r.position.position.seq);
                 (row.moved_records, row.moved_bytes) = r.moved;
-                (row.state, row.why) = match &r.state {
-                    ReplicaState::UpToDate => {
-                        row.behind_groups = 0;
-                        ("up to date".into(), None)
-                    }
-                    ReplicaState::Behind => ("behind".into(), None),
-                    ReplicaState::Filling => ("filling".into(), None),
-                    ReplicaState::Down(why) => ("down".into(), Some(why.clone())),
-                };
+                row.state = r.health.health().word().into();
+                row.why = None;
+                match r.health.health() {
+                    Health::UpToDate => row.behind_groups = 0,
+                    Health::Down => row.why = Some(r.why.clone()),
+                    Health::Behind { .. } | Health::Filling => {}
+                }
             }
         }
         out.redundancy = redundancy;

@@ -7,12 +7,13 @@
 //! ```
 
 use crate::commit::Commit;
+use crate::health::{Health, StoreHealth};
 use crate::limits::Limits;
 use crate::volume::{Change, Op, Stored, VolumeError};
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use storenode::part::PartHead;
 use storenode::wire::{
     BankId, Configuration, GROUP_BYTES_MAX, Key, OpeningMark, PART_RECORDS_MAX, PerBank, Position,
@@ -70,24 +71,13 @@ pub(crate) struct SentPart {
     pub(crate) bytes: Bytes,
 }
 
-/// What a replica is doing, as a person would say it.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) enum ReplicaState {
-    /// No answer, or none that can be used; why.
-    Down(String),
-    /// Found again; attaching and receiving what it missed.
-    Behind,
-    /// A new store that is being filled.
-    Filling,
-    /// Attached and contiguous (but for what is in flight).
-    UpToDate,
-}
-
 /// One of the three replicas of a shard, as the writer knows it.
 #[derive(Debug)]
 pub(crate) struct Replica {
     pub(crate) store: StoreId,
-    pub(crate) state: ReplicaState,
+    pub(crate) health: StoreHealth,
+    /// Why it is down, for people.
+    pub(crate) why: String,
     /// Attached to this epoch and named in the configuration: its acks count.
     pub(crate) votes: bool,
     pub(crate) position: Position,
@@ -95,11 +85,36 @@ pub(crate) struct Replica {
     pub(crate) mark: Version,
     /// Sent up to here.
     pub(crate) cursor: Version,
-    pub(crate) last_answer: Option<Instant>,
-    /// When the oldest unanswered request was sent.
-    pub(crate) waiting_since: Option<Instant>,
+    pub(crate) last_answer: Option<Duration>,
+    /// When the oldest unanswered request was sent. (All times: since the mount began.)
+    pub(crate) waiting_since: Option<Duration>,
     /// Catch-up or refill: records and bytes done.
     pub(crate) moved: (u64, u64),
+}
+
+impl Replica {
+    /// A replica that is to be found, `now` since the mount began.
+    pub(crate) fn unknown(store: StoreId, mark: Version, applied: Version, now: Duration) -> Self {
+        let position =
+            Position { position: Version::ZERO, applied, high: Version::ZERO, detached: None };
+        Self {
+            store,
+            health: StoreHealth::new(now),
+            why: "not attached yet".into(),
+            votes: false,
+            position,
+            mark,
+            cursor: Version::ZERO,
+            last_answer: None,
+            waiting_since: None,
+            moved: (0, 0),
+        }
+    }
+
+    /// May answer reads and is compared by refreshes.
+    pub(crate) fn is_up_to_date(&self) -> bool {
+        self.votes && self.health.health() == Health::UpToDate
+    }
 }
 
 /// One shard.
@@ -157,17 +172,16 @@ impl Shard {
         &self,
         through: Version,
         turn: usize,
-        now: Instant,
-        slow: std::time::Duration,
+        now: Duration,
+        slow: Duration,
     ) -> Vec<BankId> {
         let mut banks: Vec<(bool, usize, BankId)> = self
             .replicas
             .iter()
-            .filter(|(_, r)| {
-                r.votes && r.state == ReplicaState::UpToDate && r.position.position >= through
-            })
+            .filter(|(_, r)| r.is_up_to_date() && r.position.position >= through)
             .map(|(b, r)| {
-                let late = r.waiting_since.is_some_and(|t| now.saturating_duration_since(t) > slow);
+                let waiting = r.waiting_since.is_some_and(|t| now.saturating_sub(t) > slow);
+                let late = waiting || r.health.suspected(now);
                 (late, (b.index() + 3 - turn % 3) % 3, b)
             })
             .collect();
@@ -366,7 +380,7 @@ impl Core {
 
     /// When the open group becomes due by the timer alone.
     pub(crate) fn seal_due(&self, limits: &Limits) -> Option<Instant> {
-        self.open.since.map(|t| t + std::time::Duration::from_millis(limits.group_timer_ms))
+        self.open.since.map(|t| t + Duration::from_millis(limits.group_timer_ms))
     }
 
     /// The last seq a sync must wait for: everything submitted so far.
@@ -460,7 +474,7 @@ impl Core {
         }
         // Rule 10: the floor follows what all three have applied durably.
         let all = s.configuration.stores.0.iter().flatten().count() == 3;
-        if all && s.replicas.iter().all(|(_, r)| r.votes && r.state == ReplicaState::UpToDate) {
+        if all && s.replicas.iter().all(|(_, r)| r.is_up_to_date()) {
             let lowest =
                 s.replicas.iter().map(|(_, r)| r.position.applied).min().unwrap_or_default();
             s.floor = s.floor.max(lowest);
@@ -537,23 +551,16 @@ impl Shard {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::health::Event;
 
     fn core() -> Core {
-        let replica = |_| Replica {
-            store: StoreId([1; 16]),
-            state: ReplicaState::UpToDate,
-            votes: true,
-            position: Position {
-                position: Version::new(1, 0),
-                applied: Version::ZERO,
-                high: Version::ZERO,
-                detached: None,
-            },
-            mark: Version::ZERO,
-            cursor: Version::ZERO,
-            last_answer: None,
-            waiting_since: None,
-            moved: (0, 0),
+        let replica = |_| {
+            let mut r =
+                Replica::unknown(StoreId([1; 16]), Version::ZERO, Version::ZERO, Duration::ZERO);
+            r.votes = true;
+            let at = Version::new(1, 0);
+            r.health.on(Event::Stands { at, to: at }, Duration::ZERO);
+            r
         };
         let shard = || {
             Shard::opened(
