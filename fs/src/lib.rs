@@ -7,10 +7,20 @@
 //! ```
 
 // The filesystem.
+mod cache;
+pub mod dead;
+mod dircache;
 pub mod errno;
 pub mod filesystem;
+pub mod key;
 pub mod limits;
+pub mod name;
+mod ops;
 pub mod record;
+pub mod span;
+mod state;
+pub mod superblock;
+mod txn;
 
 // The mount and its command line.
 pub mod backend;

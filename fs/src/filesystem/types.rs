@@ -1,5 +1,6 @@
 //! What callers of the filesystem hand in and get back: plain values, nothing of FUSE.
 
+use bincode::{Decode, Encode};
 use std::time::Duration;
 
 /// Inode number; 1 is the root.
@@ -17,7 +18,7 @@ pub struct Caller {
 }
 
 /// Type of an inode.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Encode, Decode)]
 pub enum Kind {
     /// Regular file.
     File,
@@ -36,7 +37,7 @@ pub enum Kind {
 }
 
 /// Seconds and nanoseconds since 1970 (seconds may be negative).
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Encode, Decode)]
 pub struct Timespec {
     /// Seconds.
     pub sec: i64,

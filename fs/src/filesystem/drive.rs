@@ -1,0 +1,337 @@
+//! The driver: runs a synchronous operation under the lock; if it misses something in the caches,
+//! loads it without the lock and runs it again.
+
+use super::{FileSystem, FsError, Ino, Result, Timespec};
+use crate::key::{self, Parsed};
+use crate::limits::{ATTEMPTS_MAX, DIR_PAGE, DIR_WHOLE_MAX, XATTR_TOTAL_MAX};
+use crate::name::HASH_MIN;
+use crate::record::{Dirent, Inode, Record};
+use crate::state::{Changed, State, XattrMap};
+use crate::txn::{Done, Miss, Stop, Txn};
+use bytes::Bytes;
+use std::sync::Arc;
+use std::time::SystemTime;
+use tokio::sync::Notify;
+use tokio::sync::futures::OwnedNotified;
+
+/// The present.
+pub(super) fn now() -> Timespec {
+    let since = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+    Timespec { sec: since.as_secs() as i64, nsec: since.subsec_nanos() }
+}
+
+/// What a miss became while the lock was still held.
+enum Load {
+    /// Load these blocks; the others are on their way already.
+    Blocks(BlockLoad),
+    /// All blocks are on their way: wait for one of them.
+    Wait(OwnedNotified),
+    /// Names of a directory from a hash on at least to another, into its cache with this id.
+    Names {
+        dir: Ino,
+        from: u64,
+        to: u64,
+        id: u64,
+    },
+    Plain(Miss),
+}
+
+struct BlockLoad {
+    ino: Ino,
+    blocks: Vec<u64>,
+}
+
+/// A load in flight; changes since `began` win over what it brings. Dropping it, however the load
+/// ends, lets the log of changes shrink and wakes who waits for its blocks.
+struct Flight<'a> {
+    fs: &'a FileSystem,
+    began: u64,
+    /// Blocks that others may wait for.
+    blocks: Option<(Ino, Vec<u64>, Arc<Notify>)>,
+}
+
+impl Drop for Flight<'_> {
+    fn drop(&mut self) {
+        let mut st = self.fs.state.lock();
+        st.log.end(self.began);
+        if let Some((ino, blocks, notify)) = self.blocks.take() {
+            for b in blocks {
+                st.inflight.remove(&(ino, b));
+            }
+            notify.notify_waiters();
+        }
+    }
+}
+
+impl FileSystem {
+    /// Runs `op` until it completes. `bytes` = about how much it writes, 0 = nothing.
+    pub(super) async fn run<T>(
+        &self,
+        bytes: usize,
+        mut op: impl FnMut(&mut Txn<'_>) -> Done<T>,
+    ) -> Result<T> {
+        self.volume.alive()?;
+        if bytes > 0 && !self.volume.has_room(bytes) {
+            self.volume.room(bytes).await?;
+        }
+        let now = now();
+        for _ in 0..ATTEMPTS_MAX {
+            let (load, flight) = {
+                let mut st = self.state.lock();
+                let mut txn = Txn::new(&mut st, &self.geo, now);
+                let done = match op(&mut txn) {
+                    Ok(value) => txn.commit(&*self.volume).map(|()| value),
+                    Err(stop) => Err(stop),
+                };
+                match done {
+                    Ok(value) => {
+                        st.trim();
+                        let wake = !st.reclaim.is_empty();
+                        drop(st);
+                        if wake {
+                            self.wake.notify_one();
+                        }
+                        return Ok(value);
+                    }
+                    Err(Stop::Fail(e)) => {
+                        st.trim();
+                        return Err(e);
+                    }
+                    Err(Stop::Miss(miss)) => self.take_off(&mut st, miss),
+                }
+            };
+            self.load(load, flight).await?;
+        }
+        Err(FsError::because(libc::EIO, format!("no progress in {ATTEMPTS_MAX} attempts")))
+    }
+
+    /// Registers the load of what was missed, in the same critical section that missed it.
+    fn take_off(&self, st: &mut State, miss: Miss) -> (Load, Flight<'_>) {
+        let mut flight = Flight { fs: self, began: st.log.begin(), blocks: None };
+        let load = match miss {
+            Miss::Blocks { ino, blocks } => {
+                let ours: Vec<u64> = blocks
+                    .iter()
+                    .copied()
+                    .filter(|b| !st.inflight.contains_key(&(ino, *b)))
+                    .collect();
+                match (ours.is_empty(), blocks.first()) {
+                    (true, Some(&b)) => match st.inflight.get(&(ino, b)) {
+                        Some(notify) => Load::Wait(notify.clone().notified_owned()),
+                        None => Load::Plain(Miss::Blocks { ino, blocks }),
+                    },
+                    _ => {
+                        let notify = Arc::new(Notify::new());
+                        for &b in &ours {
+                            st.inflight.insert((ino, b), notify.clone());
+                        }
+                        flight.blocks = Some((ino, ours.clone(), notify));
+                        Load::Blocks(BlockLoad { ino, blocks: ours })
+                    }
+                }
+            }
+            Miss::DirPage { dir, from } => {
+                Load::Names { dir, from, to: from, id: st.dirs.ensure(dir) }
+            }
+            Miss::Dirent { dir, entries, hash, .. } if entries <= DIR_WHOLE_MAX => {
+                Load::Names { dir, from: HASH_MIN, to: hash, id: st.dirs.ensure(dir) }
+            }
+            other => Load::Plain(other),
+        };
+        (load, flight)
+    }
+
+    async fn load(&self, load: Load, flight: Flight<'_>) -> Result<()> {
+        match load {
+            Load::Blocks(BlockLoad { ino, blocks }) => {
+                self.load_blocks(ino, &blocks, &flight).await
+            }
+            Load::Wait(notified) => {
+                drop(flight);
+                // Whoever loads them has the volume's deadline; its error is found by loading again.
+                let _ = tokio::time::timeout(self.volume.deadline(), notified).await;
+                Ok(())
+            }
+            Load::Names { dir, from, to, id } => self.load_names(dir, (from, to), id).await,
+            Load::Plain(Miss::Inodes(inos)) => self.load_inodes(&inos, &flight).await,
+            Load::Plain(Miss::Dirent { dir, hash, name, .. }) => {
+                self.load_dirent(dir, hash, name, &flight).await
+            }
+            Load::Plain(Miss::Xattrs(ino)) => self.load_xattrs(ino, &flight).await,
+            Load::Plain(Miss::Reclaim(ino)) => {
+                drop(flight);
+                Box::pin(self.reclaim_step(ino)).await.map(|_| ())
+            }
+            Load::Plain(Miss::Blocks { ino, blocks }) => {
+                self.load_blocks(ino, &blocks, &flight).await
+            }
+            Load::Plain(Miss::DirPage { .. }) => Ok(()),
+        }
+    }
+
+    async fn load_inodes(&self, inos: &[Ino], flight: &Flight<'_>) -> Result<()> {
+        let keys = inos.iter().map(|&i| self.geo.keys.inode(i)).collect();
+        let found = self.volume.get(keys).await?;
+        let mut decoded = Vec::with_capacity(inos.len());
+        for (&ino, stored) in inos.iter().zip(found) {
+            let inode = match stored {
+                Some(s) => Some(decode::<Inode>(&s.value, || format!("inode {ino}"))?),
+                None => None,
+            };
+            decoded.push((ino, inode));
+        }
+        let mut st = self.state.lock();
+        let changed = st.log.since(flight.began);
+        for (ino, inode) in decoded {
+            if !changed.contains(&Changed::Inode(ino)) && st.inodes.peek(&ino).is_none() {
+                st.inodes.insert(ino, inode, 1);
+            }
+        }
+        Ok(())
+    }
+
+    /// A name, and the inode it leads to, which is what comes next.
+    async fn load_dirent(
+        &self,
+        dir: Ino,
+        hash: u64,
+        name: Vec<u8>,
+        flight: &Flight<'_>,
+    ) -> Result<()> {
+        let found = self.volume.get(vec![self.geo.keys.dirent(dir, hash, &name)]).await?;
+        let what = || format!("entry {:?} of {dir}", String::from_utf8_lossy(&name));
+        let dirent = match found.into_iter().next().flatten() {
+            Some(s) => Some(decode::<Dirent>(&s.value, what)?),
+            None => None,
+        };
+        let next = {
+            let mut st = self.state.lock();
+            if !st.log.since(flight.began).contains(&Changed::Dirent(dir, hash)) {
+                st.dirs.set(dir, hash, &name, dirent);
+            }
+            dirent.map(|d| d.ino).filter(|ino| st.inodes.peek(ino).is_none())
+        };
+        match next {
+            Some(ino) => self.load_inodes(&[ino], flight).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Names of a directory into its cache: a page, or as many as it takes to know `to`.
+    async fn load_names(&self, dir: Ino, (mut from, to): (u64, u64), id: u64) -> Result<()> {
+        loop {
+            let (shard, start, end) = self.geo.keys.dirents(dir, from);
+            let page = self.volume.scan(shard, start, end, DIR_PAGE).await?;
+            let mut names = Vec::with_capacity(page.records.len());
+            let mut last = from;
+            for (key, stored) in page.records {
+                let Some(Parsed::Dirent { hash, name, .. }) = key::parse(&key) else {
+                    return Err(FsError::corrupt(format!("a strange key in directory {dir}")));
+                };
+                let dirent = decode::<Dirent>(&stored.value, || format!("an entry of {dir}"))?;
+                last = hash;
+                names.push((hash, name, dirent));
+            }
+            // A page may end between two names of one hash: that hash is not known completely.
+            let known = match page.next.as_deref().map(key::parse) {
+                None => u64::MAX,
+                Some(Some(Parsed::Dirent { hash, .. })) if hash > last => hash - 1,
+                Some(_) => last.saturating_sub(1).max(from),
+            };
+            self.state.lock().dirs.fill(dir, id, (from, known), names);
+            if known >= to {
+                return Ok(());
+            }
+            from = known + 1;
+        }
+    }
+
+    async fn load_xattrs(&self, ino: Ino, flight: &Flight<'_>) -> Result<()> {
+        let (shard, mut start, end) = self.geo.keys.xattrs(ino);
+        let (mut map, mut total) = (XattrMap::new(), 0);
+        loop {
+            let page = self.volume.scan(shard, start, end.clone(), DIR_PAGE).await?;
+            for (key, stored) in page.records {
+                if let Some(Parsed::Xattr { name, .. }) = key::parse(&key) {
+                    total += name.len() + stored.value.len();
+                    map.insert(name, stored.value);
+                }
+            }
+            if total > 2 * XATTR_TOTAL_MAX {
+                return Err(FsError::corrupt(format!("over {total} bytes of xattrs on {ino}")));
+            }
+            match page.next {
+                Some(next) => start = next,
+                None => break,
+            }
+        }
+        let mut st = self.state.lock();
+        if !st.log.since(flight.began).contains(&Changed::Xattrs(ino)) {
+            st.put_xattrs(ino, Arc::new(map));
+        }
+        Ok(())
+    }
+
+    async fn load_blocks(&self, ino: Ino, blocks: &[u64], flight: &Flight<'_>) -> Result<()> {
+        let keys = blocks.iter().map(|&b| self.geo.keys.block(ino, b)).collect();
+        let found = self.volume.get(keys).await?;
+        let bs = self.geo.block_size as usize;
+        let mut st = self.state.lock();
+        let changed = st.log.since(flight.began);
+        for (&b, stored) in blocks.iter().zip(found) {
+            let value = stored.map_or_else(Bytes::new, |s| s.value);
+            if value.len() > bs {
+                let len = value.len();
+                return Err(FsError::corrupt(format!("block {b} of {ino} has {len} bytes")));
+            }
+            if !changed.contains(&Changed::Block(ino, b)) && st.blocks.peek(&(ino, b)).is_none() {
+                st.put_block(ino, b, value);
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads blocks ahead of a sequential reader, in a task of its own.
+    pub(super) fn read_ahead(&self, ino: Ino, from: u64, to: u64) {
+        if !self.options.background {
+            return;
+        }
+        let Some(fs) = self.me.upgrade() else { return };
+        let wanted = {
+            let mut st = self.state.lock();
+            let txn = Txn::new(&mut st, &self.geo, Timespec::default());
+            wanted_blocks(txn, ino, from, to)
+        };
+        if wanted.is_empty() {
+            return;
+        }
+        tokio::spawn(async move {
+            let (load, flight) = {
+                let mut st = fs.state.lock();
+                fs.take_off(&mut st, Miss::Blocks { ino, blocks: wanted })
+            };
+            if let Load::Blocks(load) = load
+                && let Err(e) = fs.load_blocks(load.ino, &load.blocks, &flight).await
+            {
+                tracing::debug!(ino, error = %e, "read-ahead failed");
+            }
+            drop(flight);
+            fs.state.lock().trim();
+        });
+    }
+}
+
+/// Blocks of `from..to` that count, are not cached and not on their way.
+fn wanted_blocks(mut t: Txn<'_>, ino: Ino, from: u64, to: u64) -> Vec<u64> {
+    let Ok(f) = t.file(ino) else { return Vec::new() };
+    let to = to.min(Txn::span(&f));
+    (from..to)
+        .filter(|&b| {
+            t.block(&f, b) == crate::txn::Held::Unknown && !t.st.inflight.contains_key(&(ino, b))
+        })
+        .collect()
+}
+
+fn decode<R: Record>(bytes: &[u8], what: impl Fn() -> String) -> Result<R> {
+    R::from_bytes(bytes).map_err(|e| FsError::corrupt(format!("{}: {e}", what())))
+}

@@ -1,0 +1,62 @@
+//! setattr: chmod, chown, truncate, utimens; and what Linux takes away on a write.
+
+use crate::filesystem::{Attr, Ino, Kind, SetAttr, SetTime, Timespec};
+use crate::record::{Inode, inode_flags};
+use crate::txn::{Done, Txn, fail};
+
+/// Name of the attribute that holds file capabilities.
+pub(crate) const CAPABILITY: &[u8] = b"security.capability";
+
+/// Applies what is asked for, all at once.
+pub(crate) fn setattr(t: &mut Txn<'_>, ino: Ino, set: &SetAttr) -> Done<Attr> {
+    let inode = t.inode(ino)?;
+    let kind = inode.kind;
+    let mut f = t.edit(ino, inode);
+    if let Some(size) = set.size {
+        match kind {
+            Kind::File => super::data::resize(t, &mut f, size)?,
+            Kind::Directory => return fail(libc::EISDIR),
+            _ => return fail(libc::EINVAL),
+        }
+        f.inode.mtime = t.now;
+    }
+    let owned = set.uid.is_some() || set.gid.is_some();
+    if kind != Kind::Directory && (owned || set.kill_suid_gid) {
+        drop_privileges(t, ino, &mut f.inode)?;
+    } else if set.size.is_some() {
+        drop_capability(t, ino, &mut f.inode)?;
+    }
+    let inode = &mut f.inode;
+    inode.uid = set.uid.unwrap_or(inode.uid);
+    inode.gid = set.gid.unwrap_or(inode.gid);
+    inode.perm = set.perm.map_or(inode.perm, |p| p & 0o7777);
+    let at = |time: SetTime, now: Timespec| match time {
+        SetTime::Now => now,
+        SetTime::At(time) => time,
+    };
+    inode.atime = set.atime.map_or(inode.atime, |x| at(x, t.now));
+    inode.mtime = set.mtime.map_or(inode.mtime, |x| at(x, t.now));
+    inode.ctime = set.ctime.unwrap_or(t.now);
+    let attr = t.attr(ino, inode);
+    t.put_inode(ino, f.inode);
+    Ok(attr)
+}
+
+/// What chown and a write by others do: suid goes, sgid goes if the group may execute (without, it
+/// is the old mark of mandatory locks), capabilities go.
+pub(crate) fn drop_privileges(t: &mut Txn<'_>, ino: Ino, inode: &mut Inode) -> Done<()> {
+    inode.perm &= !0o4000;
+    if inode.perm & 0o010 != 0 {
+        inode.perm &= !0o2000;
+    }
+    drop_capability(t, ino, inode)
+}
+
+/// Removes file capabilities, as every change of content does.
+pub(crate) fn drop_capability(t: &mut Txn<'_>, ino: Ino, inode: &mut Inode) -> Done<()> {
+    if inode.flags & inode_flags::CAPABILITY != 0 {
+        t.set_xattr(ino, inode, CAPABILITY, None)?;
+        inode.flags &= !inode_flags::CAPABILITY;
+    }
+    Ok(())
+}

@@ -1,0 +1,92 @@
+//! Extended attributes. Namespaces `user`, `trusted` and `security` are stored; POSIX ACLs
+//! (`system.posix_acl_*`) are refused with `EOPNOTSUPP` rather than stored without effect.
+
+use super::attr::CAPABILITY;
+use crate::filesystem::{Ino, XattrMode};
+use crate::limits::{XATTR_LIST_MAX, XATTR_NAME_MAX, XATTR_TOTAL_MAX, XATTR_VALUE_MAX};
+use crate::record::inode_flags;
+use crate::txn::{Done, Txn, fail};
+use bytes::Bytes;
+
+fn check(name: &[u8]) -> Done<()> {
+    if name.len() > XATTR_NAME_MAX {
+        return fail(libc::ERANGE);
+    }
+    let spaces: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
+    match spaces.iter().any(|s| name.len() > s.len() && name.starts_with(s)) {
+        true => Ok(()),
+        false => fail(libc::EOPNOTSUPP),
+    }
+}
+
+pub(crate) fn set(
+    t: &mut Txn<'_>,
+    ino: Ino,
+    name: &[u8],
+    value: &Bytes,
+    mode: XattrMode,
+) -> Done<()> {
+    check(name)?;
+    if value.len() > XATTR_VALUE_MAX {
+        return fail(libc::E2BIG);
+    }
+    let mut inode = t.inode(ino)?;
+    let map = t.xattrs(ino, &inode)?;
+    match (map.contains_key(name), mode) {
+        (true, XattrMode::Create) => return fail(libc::EEXIST),
+        (false, XattrMode::Replace) => return fail(libc::ENODATA),
+        _ => {}
+    }
+    let (mut names, mut total) = (name.len() + 1, name.len() + value.len());
+    for (k, v) in map.iter().filter(|(k, _)| k.as_slice() != name) {
+        names += k.len() + 1;
+        total += k.len() + v.len();
+    }
+    if names > XATTR_LIST_MAX || total > XATTR_TOTAL_MAX {
+        return fail(libc::ENOSPC);
+    }
+    t.set_xattr(ino, &mut inode, name, Some(value.clone()))?;
+    if name == CAPABILITY {
+        inode.flags |= inode_flags::CAPABILITY;
+    }
+    inode.ctime = t.now;
+    t.put_inode(ino, inode);
+    Ok(())
+}
+
+pub(crate) fn get(t: &mut Txn<'_>, ino: Ino, name: &[u8]) -> Done<Bytes> {
+    check(name)?;
+    let inode = t.inode(ino)?;
+    if name == CAPABILITY && inode.flags & inode_flags::CAPABILITY == 0 {
+        return fail(libc::ENODATA);
+    }
+    match t.xattrs(ino, &inode)?.get(name) {
+        Some(value) => Ok(value.clone()),
+        None => fail(libc::ENODATA),
+    }
+}
+
+pub(crate) fn list(t: &mut Txn<'_>, ino: Ino) -> Done<Vec<u8>> {
+    let inode = t.inode(ino)?;
+    let mut out = Vec::new();
+    for name in t.xattrs(ino, &inode)?.keys() {
+        out.extend_from_slice(name);
+        out.push(0);
+    }
+    Ok(out)
+}
+
+pub(crate) fn remove(t: &mut Txn<'_>, ino: Ino, name: &[u8]) -> Done<()> {
+    check(name)?;
+    let mut inode = t.inode(ino)?;
+    if !t.xattrs(ino, &inode)?.contains_key(name) {
+        return fail(libc::ENODATA);
+    }
+    t.set_xattr(ino, &mut inode, name, None)?;
+    if name == CAPABILITY {
+        inode.flags &= !inode_flags::CAPABILITY;
+    }
+    inode.ctime = t.now;
+    t.put_inode(ino, inode);
+    Ok(())
+}

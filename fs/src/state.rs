@@ -1,0 +1,247 @@
+//! The one in-memory state: caches, what the kernel refers to, what waits for reclaim. One short
+//! mutex guards all of it; nothing here waits.
+
+use crate::cache::{Clock, NumberMap, NumberSet};
+use crate::dead::DeadSet;
+use crate::dircache::DirCaches;
+use crate::filesystem::{Ino, StatFs};
+use crate::key::KeySpace;
+use crate::limits::CacheLimits;
+use crate::name::NameHasher;
+use crate::record::Inode;
+use bytes::Bytes;
+use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::sync::Notify;
+
+/// What never changes while mounted.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Geometry {
+    pub(crate) keys: KeySpace,
+    pub(crate) names: NameHasher,
+    pub(crate) block_size: u32,
+    pub(crate) epoch: u64,
+}
+
+/// Extended attributes of one inode.
+pub(crate) type XattrMap = BTreeMap<Vec<u8>, Bytes>;
+
+/// Who holds an inode.
+#[derive(Clone, Copy, Default, Debug)]
+pub(crate) struct Refs {
+    /// Of the kernel.
+    pub(crate) lookups: u64,
+    /// Open handles.
+    pub(crate) opens: u32,
+}
+
+/// An open handle.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Handle {
+    pub(crate) ino: Ino,
+    /// Where a sequential reader reads next.
+    pub(crate) next: u64,
+    /// Read-ahead window, bytes; 0 = not sequential.
+    pub(crate) window: u64,
+    /// Read-ahead was asked for up to here.
+    pub(crate) ahead: u64,
+}
+
+/// Dead ranges of an inode. `stamp` changes whenever a range is added, so that a scan knows whether
+/// what it saw is still all.
+#[derive(Clone, Default, Debug)]
+pub(crate) struct Trim {
+    pub(crate) set: DeadSet,
+    pub(crate) stamp: u64,
+}
+
+/// Something cached that a local operation changed.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(crate) enum Changed {
+    Inode(Ino),
+    Dirent(Ino, u64),
+    Block(Ino, u64),
+    Xattrs(Ino),
+}
+
+/// Changes since the oldest load in flight began: what a load brings is dropped where it was
+/// changed meanwhile.
+#[derive(Default)]
+pub(crate) struct ChangeLog {
+    seq: u64,
+    /// Where the loads in flight began, and how many began there.
+    loads: BTreeMap<u64, u32>,
+    changes: VecDeque<(u64, Changed)>,
+}
+
+impl ChangeLog {
+    pub(crate) fn begin(&mut self) -> u64 {
+        *self.loads.entry(self.seq).or_default() += 1;
+        self.seq
+    }
+
+    pub(crate) fn end(&mut self, began: u64) {
+        if let Some(n) = self.loads.get_mut(&began) {
+            *n -= 1;
+            if *n == 0 {
+                self.loads.remove(&began);
+            }
+        }
+        let Some((&oldest, _)) = self.loads.first_key_value() else {
+            self.changes.clear();
+            return;
+        };
+        while self.changes.front().is_some_and(|(seq, _)| *seq <= oldest) {
+            self.changes.pop_front();
+        }
+    }
+
+    pub(crate) fn note(&mut self, change: Changed) {
+        if !self.loads.is_empty() {
+            self.seq += 1;
+            self.changes.push_back((self.seq, change));
+        }
+    }
+
+    pub(crate) fn since(&self, began: u64) -> HashSet<Changed> {
+        self.changes.iter().rev().take_while(|(s, _)| *s > began).map(|(_, c)| *c).collect()
+    }
+}
+
+/// See the module.
+pub(crate) struct State {
+    /// `None` = known not to exist.
+    pub(crate) inodes: Clock<Ino, Option<Inode>>,
+    pub(crate) dirs: DirCaches,
+    /// As the record is; empty = known to have none. Whether it counts the dead ranges say.
+    pub(crate) blocks: Clock<(Ino, u64), Bytes>,
+    pub(crate) xattrs: Clock<Ino, Arc<XattrMap>>,
+    /// All of the volume.
+    pub(crate) trims: NumberMap<Ino, Trim>,
+    /// All of the volume.
+    pub(crate) orphans: NumberSet<Ino>,
+    pub(crate) refs: NumberMap<Ino, Refs>,
+    /// Inodes that are gone but that the kernel still refers to, for getattr.
+    pub(crate) ghosts: NumberMap<Ino, Inode>,
+    pub(crate) handles: NumberMap<u64, Handle>,
+    pub(crate) next_handle: u64,
+    /// Inode numbers: the next one, and the first that is not reserved.
+    pub(crate) next_ino: u64,
+    pub(crate) ino_limit: u64,
+    pub(crate) log: ChangeLog,
+    /// Blocks that are being loaded.
+    pub(crate) inflight: NumberMap<(Ino, u64), Arc<Notify>>,
+    /// Inodes that wait for reclaim.
+    pub(crate) reclaim: VecDeque<Ino>,
+    /// What stands in it.
+    queued: NumberSet<Ino>,
+    /// For [`Trim::stamp`].
+    pub(crate) next_stamp: u64,
+    pub(crate) statfs: Option<(Instant, StatFs)>,
+}
+
+impl State {
+    pub(crate) fn new(limits: &CacheLimits, next_ino: u64) -> Self {
+        Self {
+            inodes: Clock::new(limits.inodes),
+            dirs: DirCaches::new(limits.dirents),
+            blocks: Clock::new(limits.block_bytes),
+            xattrs: Clock::new(limits.xattr_bytes),
+            trims: NumberMap::default(),
+            orphans: NumberSet::default(),
+            refs: NumberMap::default(),
+            ghosts: NumberMap::default(),
+            handles: NumberMap::default(),
+            next_handle: 1,
+            next_ino,
+            ino_limit: next_ino,
+            log: ChangeLog::default(),
+            inflight: NumberMap::default(),
+            reclaim: VecDeque::new(),
+            queued: NumberSet::default(),
+            next_stamp: 1,
+            statfs: None,
+        }
+    }
+
+    /// Brings the caches back to their bounds.
+    pub(crate) fn trim(&mut self) {
+        self.inodes.trim();
+        self.dirs.trim();
+        self.blocks.trim();
+        self.xattrs.trim();
+    }
+
+    /// Forgets everything that can be read again.
+    pub(crate) fn drop_caches(&mut self) {
+        self.inodes.clear();
+        self.dirs.clear();
+        self.blocks.clear();
+        self.xattrs.clear();
+    }
+
+    pub(crate) fn put_block(&mut self, ino: Ino, block: u64, value: Bytes) {
+        // The map's own share, so that holes are bounded too.
+        let weight = value.len() + 64;
+        self.blocks.insert((ino, block), value, weight);
+    }
+
+    pub(crate) fn put_xattrs(&mut self, ino: Ino, map: Arc<XattrMap>) {
+        let weight = 128 + map.iter().map(|(k, v)| k.len() + v.len() + 64).sum::<usize>();
+        self.xattrs.insert(ino, map, weight);
+    }
+
+    /// Has the inode's reclaim looked at, once.
+    pub(crate) fn queue_reclaim(&mut self, ino: Ino) {
+        if self.queued.insert(ino) {
+            self.reclaim.push_back(ino);
+        }
+    }
+
+    /// The next inode to look at.
+    pub(crate) fn next_reclaim(&mut self) -> Option<Ino> {
+        let ino = self.reclaim.pop_front()?;
+        self.queued.remove(&ino);
+        Some(ino)
+    }
+
+    /// Drops references; an inode that nobody holds any more becomes reclaimable. True = it did.
+    pub(crate) fn unref(&mut self, ino: Ino, lookups: u64, opens: u32) -> bool {
+        let Some(refs) = self.refs.get_mut(&ino) else { return false };
+        refs.lookups = refs.lookups.saturating_sub(lookups);
+        refs.opens = refs.opens.saturating_sub(opens);
+        if refs.lookups > 0 || refs.opens > 0 {
+            return false;
+        }
+        self.refs.remove(&ino);
+        self.ghosts.remove(&ino);
+        let orphan = self.orphans.contains(&ino);
+        if orphan {
+            self.queue_reclaim(ino);
+        }
+        orphan
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_log_is_kept_only_as_long_as_a_load_needs_it() {
+        let mut log = ChangeLog::default();
+        log.note(Changed::Inode(1));
+        let a = log.begin();
+        log.note(Changed::Inode(2));
+        let b = log.begin();
+        log.note(Changed::Inode(3));
+        assert_eq!(log.since(a), HashSet::from([Changed::Inode(2), Changed::Inode(3)]));
+        assert_eq!(log.since(b), HashSet::from([Changed::Inode(3)]));
+        log.end(a);
+        assert_eq!(log.changes.len(), 1);
+        assert_eq!(log.since(b), HashSet::from([Changed::Inode(3)]));
+        log.end(b);
+        assert!(log.changes.is_empty());
+    }
+}
