@@ -131,10 +131,11 @@ enum Command {
     )]
     Scrub(work::WorkArgs),
     /// Check that the whole tree is consistent; changes nothing
-    #[command(after_help = "Examples:\n  tercet check && echo consistent\n\n\
+    #[command(after_help = "Examples:\n  tercet check && echo consistent\n  \
+        tercet check --data                # also counts the blocks of every file\n\n\
         Run it on a quiet mount: what changes while it looks is not counted as wrong, but looked\n\
         at again. Exit code 1 if something is wrong.")]
-    Check(work::WorkArgs),
+    Check(work::CheckArgs),
     /// Break something on one bank on purpose, to see it heal
     #[command(after_help = "Examples:\n  tercet fault corrupt --bank B /mnt/tercet/f\n  \
         tercet fault corrupt --bank B --what metadata /mnt/tercet/f\n  \

@@ -50,7 +50,10 @@ pub enum Ask {
     /// Re-read and repair all values now.
     Scrub,
     /// Check that the tree is consistent.
-    Check,
+    Check {
+        /// Also that each file has the blocks it counts (reads everything).
+        data: bool,
+    },
     /// Write back everything, unmount, release the volume.
     Unmount {
         /// Detach at once though files are open.

@@ -24,6 +24,7 @@ mod txn;
 
 // The mount and its command line.
 pub mod backend;
+pub mod check;
 pub mod cli;
 pub mod config;
 pub mod control;
@@ -31,5 +32,6 @@ pub mod daemon;
 pub mod fuse;
 pub mod metrics;
 pub mod mount;
+pub mod places;
 pub mod session;
 pub mod telemetry;

@@ -288,46 +288,48 @@ pub async fn run(
     let (backend, fs) = opened;
 
     let metrics = Arc::new(Metrics::default());
-    let setup = fuse::Setup {
-        fs: fs.clone(),
-        mountpoint: mountpoint.clone(),
-        flags: options.flags.clone(),
-        limits: config.limits.clone(),
-        metrics: metrics.clone(),
-        runtime: tokio::runtime::Handle::current(),
-    };
-    let served = tokio::task::spawn_blocking(move || fuse::serve(setup)).await;
-    let mut ended = match served.unwrap_or_else(|e| Err(io::Error::other(e))) {
-        Ok(ended) => ended,
-        Err(e) => {
-            backend.close().await;
-            let hint = "as another user than root, fusermount3 must be installed (package fuse3)";
-            let what = format!("cannot mount at {}: {e}", mountpoint.display());
-            return Err(ControlError::new(1, what, hint));
-        }
-    };
-
-    // From here on something is mounted: every way out goes through `shut`.
     let (unmount_asked, mut asked) = mpsc::channel(1);
     let session = Arc::new(Session {
         config: config.clone(),
         mountpoint: mountpoint.clone(),
         fs: fs.clone(),
         backend: backend.clone(),
-        metrics,
+        metrics: metrics.clone(),
         started: std::time::Instant::now(),
         unmount_asked,
     });
+    // Before mounting: who sees the mount may ask for its status.
     let server = match control::bind(&config.control_socket()) {
         Ok(listener) => {
             let clients = config.limits.control_clients.into();
-            Some(tokio::spawn(control::serve(listener, session, clients)))
+            tokio::spawn(control::serve(listener, session, clients))
         }
         Err(e) => {
-            tracing::error!("no control socket: {e}; `tercet status` will not find this mount");
-            None
+            backend.close().await;
+            return Err(internal("control socket", e));
         }
     };
+    let setup = fuse::Setup {
+        fs: fs.clone(),
+        mountpoint: mountpoint.clone(),
+        flags: options.flags.clone(),
+        limits: config.limits.clone(),
+        metrics,
+        runtime: tokio::runtime::Handle::current(),
+    };
+    let served = tokio::task::spawn_blocking(move || fuse::serve(setup)).await;
+    let mut ended = match served.unwrap_or_else(|e| Err(io::Error::other(e))) {
+        Ok(ended) => ended,
+        Err(e) => {
+            server.abort();
+            let _ = std::fs::remove_file(config.control_socket());
+            backend.close().await;
+            let hint = "as another user than root, fusermount3 must be installed (package fuse3)";
+            let what = format!("cannot mount at {}: {e}", mountpoint.display());
+            return Err(ControlError::new(1, what, hint));
+        }
+    };
+    // From here on something is mounted: every way out leads through `leave` or an unmount.
     tracing::info!("mounted at {}", mountpoint.display());
     reporter.tell(&Report::Ready { pid: std::process::id() });
 
@@ -354,9 +356,7 @@ pub async fn run(
         tracing::error!("the last operations are not known to be durable: {e}");
     }
     backend.close().await;
-    if let Some(server) = server {
-        server.abort();
-    }
+    server.abort();
     let _ = std::fs::remove_file(config.control_socket());
     drop(pid_file);
     tracing::info!("ended");

@@ -1,11 +1,13 @@
 //! A running mount, as the control socket sees it.
 
 use crate::backend::Backend;
+use crate::check;
 use crate::config::Config;
 use crate::control::{Answer, Ask, ControlError, Handler, ProgressSink};
 use crate::filesystem::FileSystem;
 use crate::metrics::Metrics;
 use crate::mount;
+use crate::places;
 use serde_json::json;
 use std::future::Future;
 use std::path::PathBuf;
@@ -58,14 +60,31 @@ impl Session {
                 "limits": { "refresh_interval_s": self.config.voter.refresh_interval_s },
             })),
             Ask::Inspect { path, limit } => {
-                let _ = (path, limit);
-                Err(ControlError::new(1, "not yet", ""))
+                let limit = limit.min(INSPECT_KEYS_MAX);
+                let volume = self.backend.volume();
+                let found = places::of_path(&self.fs, &*volume, &path, limit).await?;
+                let places = found.keys.iter().map(|k| k.place.clone()).collect();
+                let copies = self.backend.inspect(places).await?;
+                let mut keys = Vec::with_capacity(copies.len());
+                for (key, on) in found.keys.iter().zip(copies) {
+                    let mut row = serde_json::to_value(on).unwrap_or_default();
+                    row["what"] = key.what.clone().into();
+                    keys.push(row);
+                }
+                Ok(json!({
+                    "path": path,
+                    "ino": found.ino,
+                    "kind": found.kind,
+                    "size": found.size,
+                    "keys": keys,
+                    "more": found.more,
+                }))
             }
             Ask::Refresh => self.backend.refresh(&progress).await,
             Ask::Scrub => self.backend.scrub(&progress).await,
-            Ask::Check => {
-                let _ = progress;
-                Err(ControlError::new(1, "not yet", ""))
+            Ask::Check { data } => {
+                let report = check::run(&*self.backend.volume(), data, &progress).await?;
+                Ok(json!(report))
             }
             Ask::Unmount { lazy } => self.unmount(lazy).await,
         }

@@ -34,7 +34,7 @@ pub(super) struct MountArgs {
     #[arg(long, hide = true, requires = "foreground")]
     report: bool,
     /// Keep everything in memory, with so many shards: measures the mount without banks
-    #[arg(long, hide = true, value_name = "SHARDS", num_args = 0..=1, default_missing_value = "1")]
+    #[arg(long, hide = true, value_name = "SHARDS", num_args = 0..=1, require_equals = true, default_missing_value = "1")]
     memory: Option<u16>,
 }
 
