@@ -175,7 +175,9 @@ impl Pass {
             Some(Parsed::Dirent { dir, name, .. }) => self.take_name(dir, &name, value),
             Some(Parsed::Xattr { ino, .. }) => match self.seen.get_mut(&ino) {
                 Some(seen) => seen.xattrs += 1,
-                None => self.found(format!("extended attributes of inode {ino}, which is not there")),
+                None => {
+                    self.found(format!("extended attributes of inode {ino}, which is not there"))
+                }
             },
             Some(Parsed::Block { ino, block }) => self.take_block(ino, block),
             Some(Parsed::Orphan(ino)) => {
@@ -211,10 +213,16 @@ impl Pass {
                 if seen.inode.kind != entry.kind {
                     let is = seen.inode.kind;
                     let ino = entry.ino;
-                    self.found(format!("name {shown} in directory {dir} says {:?}, inode {ino} is {is:?}", entry.kind));
+                    self.found(format!(
+                        "name {shown} in directory {dir} says {:?}, inode {ino} is {is:?}",
+                        entry.kind
+                    ));
                 }
             }
-            None => self.found(format!("name {shown} in directory {dir} leads to inode {}, which is not there", entry.ino)),
+            None => self.found(format!(
+                "name {shown} in directory {dir} leads to inode {}, which is not there",
+                entry.ino
+            )),
         }
     }
 
@@ -235,7 +243,11 @@ impl Pass {
             let inode = &seen.inode;
             let orphan = self.orphans.contains(ino);
             if orphan != (inode.nlink == 0) {
-                found.push(format!("inode {ino} has {} links, its orphan mark is {}", inode.nlink, if orphan { "there" } else { "missing" }));
+                found.push(format!(
+                    "inode {ino} has {} links, its orphan mark is {}",
+                    inode.nlink,
+                    if orphan { "there" } else { "missing" }
+                ));
             }
             if inode.kind == Kind::Directory {
                 let names = u32::from(*ino != ROOT && inode.nlink > 0);
@@ -243,22 +255,40 @@ impl Pass {
                     found.push(format!("directory {ino} has {} names", seen.names));
                 }
                 if inode.nlink > 0 && inode.nlink != seen.subdirs + 2 {
-                    found.push(format!("directory {ino} has {} links and {} subdirectories", inode.nlink, seen.subdirs));
+                    found.push(format!(
+                        "directory {ino} has {} links and {} subdirectories",
+                        inode.nlink, seen.subdirs
+                    ));
                 }
                 if inode.size != seen.entries {
-                    found.push(format!("directory {ino} counts {} entries, {} are there", inode.size, seen.entries));
+                    found.push(format!(
+                        "directory {ino} counts {} entries, {} are there",
+                        inode.size, seen.entries
+                    ));
                 }
                 if seen.names == 1 && inode.parent != seen.held_by {
-                    found.push(format!("directory {ino} lies in {}, it says {}", seen.held_by, inode.parent));
+                    found.push(format!(
+                        "directory {ino} lies in {}, it says {}",
+                        seen.held_by, inode.parent
+                    ));
                 }
             } else if inode.nlink != seen.names {
-                found.push(format!("inode {ino} has {} links, {} names lead to it", inode.nlink, seen.names));
+                found.push(format!(
+                    "inode {ino} has {} links, {} names lead to it",
+                    inode.nlink, seen.names
+                ));
             }
             if inode.xattrs != seen.xattrs {
-                found.push(format!("inode {ino} counts {} extended attributes, {} are there", inode.xattrs, seen.xattrs));
+                found.push(format!(
+                    "inode {ino} counts {} extended attributes, {} are there",
+                    inode.xattrs, seen.xattrs
+                ));
             }
             if data && inode.blocks != seen.blocks {
-                found.push(format!("inode {ino} counts {} blocks, {} are there", inode.blocks, seen.blocks));
+                found.push(format!(
+                    "inode {ino} counts {} blocks, {} are there",
+                    inode.blocks, seen.blocks
+                ));
             }
         }
         if !self.seen.contains_key(&ROOT) {

@@ -231,7 +231,7 @@ fn run(cli: Cli) -> Outcome {
 
 /// Commands that end soon log only what went wrong.
 fn quiet_log() {
-    crate::telemetry::start("warn");
+    crate::telemetry::start("error");
 }
 
 /// Prints to standard output; a reader that went away (`| head`) is no error.

@@ -344,7 +344,11 @@ pub async fn run(
         }
     };
     tracing::info!("ending: {why}");
-    if why != "unmounted" {
+    if why == "tercet umount" {
+        // The mountpoint is free already; who still has files open may finish.
+        let grace = Duration::from_millis(config.limits.shutdown_grace_ms.into());
+        wait_for_users(&mut ended, &mut ends, grace).await;
+    } else if why != "unmounted" {
         let grace = Duration::from_millis(config.limits.shutdown_grace_ms.into());
         leave(&mountpoint, &mut ended, &mut ends, grace).await;
     } else if is_ours(&mountpoint) {
@@ -441,6 +445,14 @@ async fn leave(
         }
         Err(e) => tracing::error!("unmounting: {e}"),
     }
+    wait_for_users(ended, ends, grace).await;
+}
+
+async fn wait_for_users(
+    ended: &mut tokio::sync::oneshot::Receiver<io::Result<()>>,
+    ends: &mut Ends,
+    grace: Duration,
+) {
     tokio::select! {
         _ = ended => {}
         () = tokio::time::sleep(grace) => {

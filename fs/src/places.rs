@@ -67,22 +67,23 @@ pub async fn of_path(
         ControlError::new(1, format!("the superblock: {e}"), "`tercet status` shows the banks")
     };
     let read = volume.get(vec![keys.superblock()]).await.map_err(|e| unreadable(e.to_string()))?;
-    let stored = read.into_iter().next().flatten().ok_or_else(|| unreadable("is missing".into()))?;
+    let stored =
+        read.into_iter().next().flatten().ok_or_else(|| unreadable("is missing".into()))?;
     let superblock = Superblock::read(&stored.value, volume.id()).map_err(unreadable)?;
     let names = NameHasher::new(superblock.name_key);
 
     let mut out = Vec::new();
     let mut at = fs.getattr(ROOT).await.map_err(|e| words(&e, ""))?;
-    let mut parts = path.split('/').filter(|p| !p.is_empty() && *p != ".").peekable();
-    if parts.peek().is_none() {
+    let parts: Vec<&str> = path.split('/').filter(|p| !p.is_empty() && *p != ".").collect();
+    if parts.is_empty() {
         out.push(Named { what: "superblock".into(), place: keys.superblock() });
     }
-    while let Some(part) = parts.next() {
+    for (i, part) in parts.iter().enumerate() {
         let dir = at.ino;
         at = fs.lookup(dir, part.as_bytes()).await.map_err(|e| words(&e, path))?;
         // lookup counts a reference of the kernel; this is not the kernel.
         fs.forget(at.ino, 1);
-        if parts.peek().is_none() {
+        if i + 1 == parts.len() {
             let place = keys.dirent(dir, names.hash(part.as_bytes()), part.as_bytes());
             out.push(Named { what: format!("dirent of {part}"), place });
         }

@@ -107,7 +107,7 @@ fn mount_or_spawn(config: Config, args: &MountArgs, reporter: &mut Reporter) -> 
         config.token()?;
     }
     if args.foreground {
-        crate::telemetry::start("info");
+        crate::telemetry::start("info,fuser=error");
         let runtime = runtime()?;
         runtime.block_on(mount::run(config, options, reporter))?;
         // Tasks that wait for a dead node must not keep the process.

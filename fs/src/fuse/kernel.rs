@@ -15,11 +15,13 @@ use std::time::Duration;
 ///   locks are exact, interruptible and checked for deadlock; fuser cannot tell the two apart.
 /// * `ATOMIC_O_TRUNC`: without it an open with `O_TRUNC` arrives as setattr and then open, so the
 ///   truncation needs no second path.
+/// * `POSIX_ACL`, `DONT_MASK`: the filesystem refuses access lists (`EOPNOTSUPP`) rather than store
+///   them without effect, so the kernel applies the umask.
 /// * `HANDLE_KILLPRIV` (the first version): excludes the second, and is the weaker one.
 /// * `EXPORT_SUPPORT`: the kernel would look up inode numbers of an earlier mount.
 /// * `PASSTHROUGH`, `OVER_IO_URING`, `SETXATTR_EXT`, `SECURITY_CTX`, `CREATE_SUPP_GROUP`,
 ///   `HAS_RESEND`, `REQUEST_TIMEOUT`: fuser 0.18 accepts these words without doing the work.
-const WANTED: [(InitFlags, &str); 14] = [
+const WANTED: [(InitFlags, &str); 13] = [
     (InitFlags::FUSE_ASYNC_READ, "read-ahead does not wait for itself"),
     (InitFlags::FUSE_BIG_WRITES, "requests larger than a page"),
     (InitFlags::FUSE_MAX_PAGES, "requests of 1 MiB instead of 128 KiB"),
@@ -32,27 +34,15 @@ const WANTED: [(InitFlags, &str); 14] = [
     (InitFlags::FUSE_CACHE_SYMLINKS, "readlink from the page cache"),
     (InitFlags::FUSE_EXPLICIT_INVAL_DATA, "cached pages stay: nobody else writes"),
     (InitFlags::FUSE_HANDLE_KILLPRIV_V2, "saves a getxattr of security.capability per write"),
-    (InitFlags::FUSE_POSIX_ACL, "the kernel enforces access lists and knows their masks"),
     (InitFlags::FUSE_ALLOW_IDMAP, "unprivileged containers with idmapped root filesystems"),
 ];
 
-/// Wanted together with POSIX ACLs: the umask must not be applied where a default ACL holds, so the
-/// filesystem applies it.
-pub(super) const DONT_MASK: InitFlags = InitFlags::FUSE_DONT_MASK;
-
 /// Answers INIT.
 pub(super) fn negotiate(config: &mut KernelConfig, limits: &MountLimits) -> io::Result<()> {
-    let offered = config.capabilities();
-    for (flag, why) in WANTED.into_iter().chain([(DONT_MASK, "the umask is applied here")]) {
+    for (flag, why) in WANTED {
         if config.add_capabilities(flag).is_err() {
             tracing::info!("this kernel does not offer {flag:?} ({why})");
         }
-    }
-    // Without these a promise would not hold: refuse rather than mount something weaker.
-    let needed = InitFlags::FUSE_DONT_MASK | InitFlags::FUSE_POSIX_ACL | InitFlags::FUSE_BIG_WRITES;
-    if !offered.contains(needed) {
-        tracing::error!("the kernel lacks {:?}", needed - offered);
-        return Err(io::Error::from_raw_os_error(libc::EPROTO));
     }
     // Each setter answers with the nearest value it takes.
     if let Err(nearest) = config.set_max_write(limits.request_bytes) {
@@ -87,7 +77,8 @@ pub(super) fn session_config(flags: &MountFlags, limits: &MountLimits, root: boo
     let mut config = Config::default();
     config.mount_options = vec![
         MountOption::FSName("tercet".into()),
-        MountOption::Subtype("tercet".into()),
+        // fuser keeps its own `Subtype` from the kernel when it mounts without the helper.
+        MountOption::CUSTOM("subtype=tercet".into()),
         // The kernel checks permissions; nothing is checked again here.
         MountOption::DefaultPermissions,
     ];
@@ -159,7 +150,7 @@ mod tests {
 
     #[test]
     fn no_capability_is_wanted_twice_or_forbidden() {
-        let mut all = DONT_MASK;
+        let mut all = InitFlags::empty();
         for (flag, why) in WANTED {
             assert!(!all.intersects(flag) && !why.is_empty());
             all |= flag;
