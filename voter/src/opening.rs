@@ -16,7 +16,7 @@ mod choose;
 mod decide;
 
 pub use choose::{Choice, Replace, ShardChoice, choose, owned};
-pub use decide::{Plan, ShardPlan, Step, decide};
+pub use decide::{ChainView, Plan, ShardPlan, Step, decide};
 
 use storenode::part::PartHead;
 use storenode::wire::{BankId, OpeningMark, PerBank, Status, StoreId, Version, VolumeId};

@@ -177,7 +177,8 @@ fn one_dead_and_one_damaged_bank() {
     for truth in TRUTHS {
         every_order(|[dead, bad]| {
             for answer in [Ballot::Damaged, Ballot::Absent, valid(OLD, D1), grave(OLD)] {
-                let older = answer.record().is_none_or(|r| truth.record().is_some_and(|t| r.0 < t.0));
+                let older =
+                    answer.record().is_none_or(|r| truth.record().is_some_and(|t| r.0 < t.0));
                 if !older {
                     continue;
                 }

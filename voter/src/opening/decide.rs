@@ -27,6 +27,10 @@ pub struct ShardPlan {
     pub chain: Vec<Version>,
     /// Last part of the chain: the predecessor of the opening entry.
     pub end: Version,
+    /// What of the chain the source has compacted: see [`ChainView::settled`].
+    pub settled: Version,
+    /// Opening entries that the source knows of: see [`ChainView::openings`].
+    pub openings: Vec<OpeningMark>,
     /// Two voters to settle before the opening entry is written anywhere, nearest first. The
     /// others follow as in rule 5 h.
     pub settle: [BankId; 2],
@@ -367,9 +371,12 @@ fn settle(
     let versions: Vec<Version> = kept.iter().map(|p| p.version).collect();
     let end = versions.last().copied().unwrap_or(best.base_end);
 
+    let parts: Vec<(Version, Version)> = kept.iter().map(|p| (p.version, p.predecessor)).collect();
+    let openings = &best.voter.openings;
+    let view = ChainView { settled: best.applied, openings, parts: &parts, end };
     let mut steps = PerBank::from_fn(|_| None);
     for log in &chain.logs {
-        steps[log.bank] = Some(step_of(log, &kept, best, end));
+        steps[log.bank] = Some(view.step_of(log));
     }
     let mut order: Vec<&Log<'_>> = chain.logs.iter().collect();
     order.sort_by_key(|l| {
@@ -395,24 +402,73 @@ fn settle(
         shards: all.to_vec(),
     };
     let settle = [order[0].bank, order[1].bank];
-    ShardPlan { source: best.bank, chain: versions, end, settle, steps, entry }
+    ShardPlan {
+        source: best.bank,
+        chain: versions,
+        end,
+        settled: best.applied,
+        openings: best.voter.openings.clone(),
+        settle,
+        steps,
+        entry,
+    }
 }
 
-/// What one voter needs. `kept` are the pending parts of the chain in the log `best`.
-fn step_of(log: &Log<'_>, kept: &[&PartHead], best: &Log<'_>, end: Version) -> Step {
-    let attach: Vec<Version> =
-        kept.iter().map(|p| p.version).filter(|v| *v > log.applied).collect();
-    // Its contiguous log, as far as it is known to be part of the chain.
-    let in_chain = |v: Version| kept.iter().any(|p| p.version == v);
-    let own = log.parts.iter().take_while(|p| in_chain(p.version)).last();
-    let stands = own.map_or(log.base_end, |p| p.version);
-    let missing: Vec<&&PartHead> =
-        kept.iter().filter(|p| p.version > stands && p.version > log.applied).collect();
-    let joins = match missing.first() {
-        Some(first) => first.predecessor == stands || first.predecessor <= log.applied,
-        None => stands == end || end <= log.applied,
-    };
-    let append = missing.iter().map(|p| p.version).collect();
-    let _ = best;
-    Step { attach, catch_up: (!joins).then_some(log.applied), append }
+/// The chain of one shard, for attaching a voter to it.
+#[derive(Clone, Copy, Debug)]
+pub struct ChainView<'a> {
+    /// All of the chain through here is settled, and may be compacted everywhere.
+    pub settled: Version,
+    /// Opening entries of the chain: where each epoch ended.
+    pub openings: &'a [OpeningMark],
+    /// The chain above `settled`: version and predecessor of each part, ascending.
+    pub parts: &'a [(Version, Version)],
+    /// Last part of the chain.
+    pub end: Version,
+}
+
+impl ChainView<'_> {
+    /// Is this part of some voter's log a part of the chain? For a settled one, whose place in the
+    /// chain is compacted, the ends of the epochs tell: of each epoch all groups through its end
+    /// stayed and no others.
+    fn has(&self, part: &PartHead) -> bool {
+        let version = part.version;
+        if version > self.settled {
+            return self.parts.iter().any(|(v, _)| *v == version);
+        }
+        if let Some(cut) = part.cut {
+            return self.openings.contains(&OpeningMark { epoch: version.epoch, cut });
+        }
+        let mut later = self.openings.iter().filter(|m| m.epoch > version.epoch).peekable();
+        let ended = version.epoch < self.settled.epoch;
+        // Without the end of its epoch nothing shows that it stayed.
+        !(ended && later.peek().is_none()) && later.all(|m| version <= m.cut)
+    }
+
+    /// What a fenced voter must do to stand at the end of the chain. Also for a voter that turns up
+    /// after the opening (rule 5 h).
+    ///
+    /// What it holds of the settled chain stays: it may be one of only two that hold it.
+    #[must_use]
+    pub fn step(&self, voter: &Fenced) -> Step {
+        // Void parts among them are told apart below.
+        self.step_of(&Log::new(BankId::A, voter, None))
+    }
+
+    fn step_of(&self, log: &Log<'_>) -> Step {
+        let own: Vec<Version> =
+            log.parts.iter().take_while(|p| self.has(p)).map(|p| p.version).collect();
+        let stands = own.last().copied().unwrap_or(log.base_end);
+        let above = |from: Version| self.parts.iter().filter(move |(v, _)| *v > from);
+        let reached = stands.max(log.applied);
+        let joins = match above(reached).next() {
+            // It has everything before the first part that it lacks: that one follows on its log,
+            // or all before it was applied (its last part may be older than that).
+            Some((_, predecessor)) => *predecessor == stands || *predecessor <= log.applied,
+            None => reached >= self.end,
+        };
+        let append: Vec<Version> = above(reached).map(|(v, _)| *v).collect();
+        let attach = own.into_iter().chain(append.iter().copied()).collect();
+        Step { attach, catch_up: (!joins).then_some(log.applied), append }
+    }
 }
