@@ -308,3 +308,34 @@ async fn another_program_is_told_from_a_node() {
     assert!(matches!(&e, ClientError::Unreachable(what) if what.contains("overloaded")), "{e:?}");
     other.await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn peers_that_send_nothing_or_take_nothing_are_cut_off() {
+    let short = Duration::from_millis(200);
+    let limits = ServerLimits {
+        connections_max: 2,
+        head_timeout: short,
+        write_stall_timeout: short,
+        ..Default::default()
+    };
+    let w = world(limits).await;
+    // One says nothing, one says half a head, one asks for 20 MiB and does not read them.
+    let connect = || std::net::TcpStream::connect(w.server.addr()).unwrap();
+    let silent = connect();
+    let mut half = connect();
+    half.write_all(b"POST /v1/read HTTP/1.1\r\nHost").unwrap();
+    let frame = frame::encode_head(&(ENVELOPE, read(b"k", 20)), 0).unwrap();
+    let mut full = w.head("/v1/read", &format!("Content-Length: {}\r\n", frame.len())).into_bytes();
+    full.extend_from_slice(&frame);
+    let mut deaf = connect();
+    deaf.write_all(&full).unwrap();
+    // Two places, three that sit on them: they are freed again, and the work goes on.
+    let began = Instant::now();
+    w.works().await;
+    assert!(began.elapsed() < Duration::from_secs(5));
+    sleep(3 * short).await;
+    w.works().await;
+    let text = w.raw(format!("GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: {}\r\n\r\n", w.token.header()).as_bytes()).await;
+    assert!(text.contains("storenode_http_in_flight 0"), "{text}");
+    drop((silent, half, deaf));
+}
