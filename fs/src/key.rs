@@ -24,7 +24,7 @@ const COUNTER: u8 = 0x02;
 const INODE: u8 = 0x10;
 const DIRENT: u8 = 0x20;
 const XATTR: u8 = 0x30;
-const BLOCK: u8 = 0x40;
+pub(crate) const BLOCK: u8 = 0x40;
 const ORPHAN: u8 = 0x50;
 const DEAD: u8 = 0x51;
 

@@ -8,6 +8,7 @@
 
 // The filesystem.
 mod cache;
+pub mod consistency;
 pub mod dead;
 mod dircache;
 pub mod errno;
