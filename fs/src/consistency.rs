@@ -228,7 +228,8 @@ impl Checker<'_> {
         let bs = self.superblock.as_ref().map_or(u32::MAX, |sb| sb.block_size);
         if value.len() > bs as usize || value.last().is_none_or(|&b| b == 0) {
             let len = value.len();
-            self.report.problem(format!("block {block} of {ino}: {len} bytes or a zero at its end"));
+            self.report
+                .problem(format!("block {block} of {ino}: {len} bytes or a zero at its end"));
         }
         let Some(seen) = self.inodes.get_mut(&ino) else {
             self.report.problem(format!("block {block} of inode {ino}, which is not there"));
@@ -266,7 +267,8 @@ impl Checker<'_> {
             }
             match self.inodes.get_mut(&dirent.ino) {
                 None => {
-                    self.report.problem(format!("a name in {dir} leads to {}: not there", dirent.ino));
+                    self.report
+                        .problem(format!("a name in {dir} leads to {}: not there", dirent.ino));
                 }
                 Some(seen) => {
                     seen.names += 1;
@@ -321,7 +323,8 @@ impl Checker<'_> {
             };
             if i.nlink != nlink || seen.names != names {
                 let (links, names) = (i.nlink, seen.names);
-                problems.push(format!("inode {ino}: {links} links, should be {nlink}; {names} names"));
+                problems
+                    .push(format!("inode {ino}: {links} links, should be {nlink}; {names} names"));
             }
             if i.kind == Kind::Directory {
                 if i.size != seen.entries {

@@ -316,6 +316,9 @@ impl FileSystem {
         if ino_in == ino_out && overlap {
             return Err(FsError::new(libc::EINVAL));
         }
+        // The end of the source as it is now: copying within a file may move it.
+        let source = self.run(0, |t| t.file(ino_in)).await?.base.size;
+        let len = len.min(source.saturating_sub(offset_in));
         let mut done = 0;
         while done < len {
             let size = (len - done).min(1 << 20) as u32;
