@@ -60,7 +60,7 @@ fn drop_link(t: &mut Txn<'_>, ino: Ino, mut inode: Inode) -> Done<()> {
 /// on its way gets `ESTALE`, and the kernel looks the name up again); all else becomes an orphan,
 /// reclaimed when nobody holds it any more.
 fn vanish(t: &mut Txn<'_>, ino: Ino, inode: Inode) -> Done<()> {
-    let open = inode.kind == Kind::File && t.refs(ino).opens > 0;
+    let open = inode.kind != Kind::Directory && t.refs(ino).opens > 0;
     let f = t.edit(ino, inode);
     let small = Txn::span(&f) <= TRIM_INLINE_BLOCKS || f.inode.kind != Kind::File;
     let names = match f.inode.xattrs {
