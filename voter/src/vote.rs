@@ -242,7 +242,8 @@ fn take(ballots: &PerBank<Ballot>, (version, digest): (Version, Digest)) -> Verd
 pub enum Fix {
     /// Install the winning record (a value or a tombstone).
     Install,
-    /// Remove the foreign record of this version: two others hold nothing.
+    /// Remove the foreign record of this version: two others hold nothing, or agree on a record
+    /// that is older or of the same version.
     Remove {
         /// Its version, which must be unchanged when it is removed.
         seen: Version,
@@ -258,21 +259,21 @@ pub fn fixes(ballots: &PerBank<Ballot>, verdict: &Verdict, floor: Version) -> Pe
         if !ballot.answered() {
             return None;
         }
+        // A node takes only what is newer. A record that lost to two others and is not older than
+        // theirs must go first; the next look installs theirs.
+        let replace = |version: Version, digest: Digest| match ballot.record() {
+            Some(r) if r == (version, digest) => None,
+            Some((seen, _)) if seen >= version => Some(Fix::Remove { seen }),
+            _ => Some(Fix::Install),
+        };
         match *verdict {
-            Verdict::Value { version, digest, .. } => {
-                (ballot.record() != Some((version, digest))).then_some(Fix::Install)
-            }
+            Verdict::Value { version, digest, .. } => replace(version, digest),
             Verdict::Tombstone { version, digest, .. } => match ballot {
                 Ballot::Absent => (version > floor).then_some(Fix::Install),
                 Ballot::Valid { version: v, tombstone: true, .. } if *v < version => {
                     (version > floor).then_some(Fix::Install)
                 }
-                _ if ballot.record() == Some((version, digest)) => None,
-                // Newer than the tombstone that won: foreign, and two others hold no value.
-                _ => match ballot.record() {
-                    Some((seen, _)) if seen > version => Some(Fix::Remove { seen }),
-                    _ => Some(Fix::Install),
-                },
+                _ => replace(version, digest),
             },
             Verdict::Absent => ballot.record().map(|(seen, _)| Fix::Remove { seen }),
             _ => None,

@@ -285,8 +285,8 @@ fn fixes_heal() {
                 Some(w) => ballot.record() == w.record(),
                 None => *ballot == Ballot::Absent,
             };
-            // Left over: a foreign record removed under a tombstone leaves a bank without that
-            // tombstone, and damage under a key that two know nothing of names no version.
+            // Left over: what was removed is installed by the next look, and damage under a key that
+            // two know nothing of names no version to remove.
             let left = *ballot == Ballot::Damaged && verdict == Verdict::Absent
                 || matches!(todo[b], Some(Fix::Remove { .. }));
             assert!(healed || left, "{verdict:?} {ballots:?}");

@@ -192,7 +192,7 @@ pub fn decide(epoch: u64, shards: &[ShardTails]) -> Result<Plan, Refusal> {
         .map(|(i, s)| chain_of(i as u16, s, last_opening))
         .collect::<Result<Vec<_>, _>>()?;
 
-    let groups = groups_of(&chains);
+    let groups = groups_of(&chains)?;
     check_settled(&chains, &groups, watermark, last_opening)?;
     let (cut, kept) = walk(&chains, &groups, watermark, last_opening)?;
 
@@ -253,17 +253,21 @@ fn chain_of(
     Ok(Chain { shard, logs, best, unread })
 }
 
-fn groups_of(chains: &[Chain<'_>]) -> BTreeMap<Version, Group> {
+fn groups_of(chains: &[Chain<'_>]) -> Result<BTreeMap<Version, Group>, Refusal> {
     let mut groups: BTreeMap<Version, Group> = BTreeMap::new();
     for chain in chains {
         for part in &chain.best().parts {
+            if part.shards.iter().any(|s| usize::from(*s) >= chains.len()) {
+                let what = format!("{} names a shard that the volume does not have", part.version);
+                return Err(Refusal::Inconsistent(what));
+            }
             let group = groups.entry(part.version).or_default();
             group.opening |= part.cut.is_some();
             group.names.extend(&part.shards);
             group.names.insert(chain.shard);
         }
     }
-    groups
+    Ok(groups)
 }
 
 /// Nothing at or below a known watermark, or the cut of the highest opening, may be missing.
