@@ -13,6 +13,8 @@ mod body;
 pub mod client;
 #[cfg(feature = "server")]
 pub mod disk;
+#[cfg(feature = "server")]
+mod engine;
 pub mod frame;
 #[cfg(feature = "server")]
 pub mod metrics;
@@ -23,5 +25,7 @@ pub mod part;
 pub mod server;
 #[cfg(feature = "server")]
 pub mod service;
+#[cfg(feature = "server")]
+mod state;
 pub mod token;
 pub mod wire;

@@ -183,13 +183,26 @@ pub fn peek_len(b: &[u8]) -> Result<usize, PartError> {
 /// # Errors
 /// [`PartError`] when it is not whole.
 pub fn decode(bytes: Bytes) -> Result<Part, PartError> {
+    let len = peek_len(&bytes)?;
+    if bytes.len() != len {
+        return Err(PartError::Short { have: bytes.len(), need: len });
+    }
+    if crc32c::crc32c(&bytes[..len - 4]) != u32_at(&bytes, len - 4) {
+        return Err(PartError::Damaged("checksum"));
+    }
+    decode_structure(bytes)
+}
+
+/// Decodes a part without looking at its checksum: for a caller that knows by other means that
+/// head and table are whole (values have their digests).
+///
+/// # Errors
+/// [`PartError`] when the structure is not that of a part.
+pub fn decode_structure(bytes: Bytes) -> Result<Part, PartError> {
     let b: &[u8] = &bytes;
     let len = peek_len(b)?;
     if b.len() != len {
         return Err(PartError::Short { have: b.len(), need: len });
-    }
-    if crc32c::crc32c(&b[..len - 4]) != u32_at(b, len - 4) {
-        return Err(PartError::Damaged("checksum"));
     }
     let count = u32_at(b, 12) as usize;
     let shards_n = u16_at(b, 16) as usize;

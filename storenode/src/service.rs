@@ -1,13 +1,25 @@
 //! A node without its network: refusals, roles and the protocol's messages over one engine.
 
 use crate::disk::Disk;
-use crate::wire::{BankId, Envelope, Fault, NodeError, Reply, Request, Status, StoreId, VolumeId};
+use crate::engine::{Engine, Owner, Settings, bad, failed, remove_log, survivor};
+use crate::part;
+use crate::state::{Loaded, State};
+use crate::wire::{
+    BankId, Configuration, Envelope, Fault, InstallKind, KEY_LEN_MAX, Key, NodeError, Promise,
+    Reply, Request, Role, Status, StoreId, VALUE_LEN_MAX, Version, VolumeId, WIRE_FORMAT,
+};
 use bytes::Bytes;
+use parking_lot::{Mutex, RwLock};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Size of a log segment unless the configuration says otherwise, bytes.
 pub const SEGMENT_BYTES: u64 = 64 << 20;
+/// Most keys in one `read` or `digests`.
+const READ_KEYS_MAX: usize = 4096;
+/// Longest `holder`, bytes: it goes into the state file and into refusals.
+const HOLDER_LEN_MAX: usize = 1024;
 
 /// How a node is started.
 #[derive(Clone, Debug)]
@@ -38,6 +50,20 @@ impl NodeConfig {
             segment_bytes: SEGMENT_BYTES,
             seed: None,
         }
+    }
+
+    fn settings(&self) -> Settings {
+        Settings { segment_bytes: self.segment_bytes, capacity_bytes: self.capacity_bytes }
+    }
+
+    fn new_store(&self, old: StoreId, sequence: u64) -> StoreId {
+        let Some(seed) = self.seed else { return StoreId(rand::random()) };
+        let mut h = blake3::Hasher::new();
+        h.update(&seed.to_le_bytes()).update(&old.0).update(&sequence.to_le_bytes());
+        h.update(&[self.bank.index() as u8]).update(&self.shard.to_le_bytes());
+        let mut id = StoreId::ZERO;
+        id.0.copy_from_slice(&h.finalize().as_bytes()[..16]);
+        id
     }
 }
 
@@ -86,7 +112,7 @@ pub struct Metrics {
     pub refused: u64,
     /// Parts stored.
     pub parts: u64,
-    /// Bytes written to the log for parts, marks and installs.
+    /// Bytes written to the log, compaction included.
     pub log_bytes_written: u64,
     /// Bytes written to the log by compaction.
     pub compaction_bytes_written: u64,
@@ -104,16 +130,139 @@ pub struct Metrics {
     pub damaged_records: u64,
 }
 
+/// Who this node is and whom it obeys. Changed only under the engine's writer lock.
+struct Identity {
+    state: State,
+    /// Epoch it is attached to; 0 = none.
+    attached: u64,
+    beats: u64,
+    /// The state file could not be read or written: the node does not vote.
+    failed: Option<String>,
+}
+
 /// A node. Thread-safe; every call blocks (call it from a blocking thread).
-pub struct Service {}
+pub struct Service {
+    disk: Arc<dyn Disk>,
+    config: NodeConfig,
+    engine: RwLock<Arc<Engine>>,
+    identity: Mutex<Identity>,
+    delay_ms: AtomicU32,
+    refuse: AtomicBool,
+    uptime_ms: AtomicU64,
+    requests: AtomicU64,
+    refused: AtomicU64,
+}
+
+type Answer = Result<(Reply, Vec<Bytes>), NodeError>;
+
+fn done(reply: Reply) -> Answer {
+    Ok((reply, Vec::new()))
+}
+
+pub(crate) fn lock_and_load(disk: &dyn Disk) -> Result<Loaded, OpenError> {
+    disk.lock().map_err(|error| match error.kind() {
+        std::io::ErrorKind::WouldBlock => OpenError::Locked,
+        _ => OpenError::Io { what: "locking the directory".into(), error },
+    })?;
+    let loaded = State::load(disk);
+    loaded.map_err(|error| OpenError::Io { what: "reading the state".into(), error })
+}
+
+/// What remains of a node whose state is gone: its log still says whose it is.
+pub(crate) fn survivor_state(owner: Option<Owner>, bank: BankId, shard: u16) -> State {
+    State {
+        sequence: 0,
+        volume: owner.map(|o| o.volume),
+        bank: owner.map_or(bank, |o| o.bank),
+        shard: owner.map_or(shard, |o| o.shard),
+        shards: 0,
+        store: owner.map_or(StoreId::ZERO, |o| o.store),
+        role: Role::Filling,
+        configuration: Configuration::default(),
+        promise: Promise::default(),
+        wiping: false,
+    }
+}
+
+pub(crate) fn owner_of(state: &State) -> Owner {
+    Owner {
+        store: state.store,
+        volume: state.volume.unwrap_or(VolumeId::ZERO),
+        bank: state.bank,
+        shard: state.shard,
+    }
+}
 
 impl Service {
     /// Opens the node in `disk`'s directory; makes one when the directory is empty.
     ///
     /// # Errors
     /// [`OpenError`]. Damage is not an error here: see [`Status::failed`].
-    pub fn open(_disk: Arc<dyn Disk>, _config: NodeConfig) -> Result<Self, OpenError> {
-        Err(OpenError::NoNode)
+    pub fn open(disk: Arc<dyn Disk>, config: NodeConfig) -> Result<Self, OpenError> {
+        let io = |what: &str| {
+            let what = what.to_owned();
+            move |error| OpenError::Io { what, error }
+        };
+        let mut trouble = None;
+        let mut state = match lock_and_load(&*disk)? {
+            Loaded::UnknownFormat(file, format) => {
+                return Err(OpenError::UnknownFormat { file: file.to_owned(), format });
+            }
+            Loaded::Good(mut s, wrong) => {
+                if s.bank != config.bank || s.shard != config.shard {
+                    return Err(OpenError::WrongPlace { bank: s.bank, shard: s.shard });
+                }
+                if let Some(wrong) = wrong {
+                    tracing::warn!(%wrong, "one copy of the state was not whole: written again");
+                    s.save(&*disk).map_err(io("writing the state"))?;
+                }
+                *s
+            }
+            Loaded::Missing => match survivor(&*disk).map_err(io("listing the directory"))? {
+                None => {
+                    let mut s = survivor_state(None, config.bank, config.shard);
+                    s.role = Role::Blank;
+                    s.store = config.new_store(StoreId::ZERO, 0);
+                    s.save(&*disk).map_err(io("writing the state"))?;
+                    s
+                }
+                owner => {
+                    trouble = Some("the state files are missing".to_owned());
+                    survivor_state(owner.flatten(), config.bank, config.shard)
+                }
+            },
+            Loaded::Damaged(what) => {
+                trouble = Some(format!("the state files are damaged: {what}"));
+                let owner = survivor(&*disk).map_err(io("listing the directory"))?;
+                survivor_state(owner.flatten(), config.bank, config.shard)
+            }
+        };
+        if state.wiping {
+            remove_log(&*disk).map_err(io("removing the old log"))?;
+            state.wiping = false;
+            state.save(&*disk).map_err(io("writing the state"))?;
+        }
+        if let Some(what) = &mut trouble {
+            what.push_str(
+                "; what it promised is not known, so it does not vote: have the volume refill it",
+            );
+            tracing::error!(%what, "damaged node");
+        }
+        let read_only = trouble.is_some();
+        let engine =
+            Engine::open(Arc::clone(&disk), owner_of(&state), config.settings(), read_only)?;
+        engine.set_filling(state.role != Role::Voter);
+        Ok(Self {
+            disk,
+            config,
+            engine: RwLock::new(Arc::new(engine)),
+            identity: Mutex::new(Identity { state, attached: 0, beats: 0, failed: trouble }),
+            delay_ms: AtomicU32::new(0),
+            refuse: AtomicBool::new(false),
+            uptime_ms: AtomicU64::new(0),
+            requests: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+        })
     }
 
     /// Answers one message; `bulk` is its bulk, the second of the reply is the reply's bulk, piece
@@ -121,64 +270,605 @@ impl Service {
     ///
     /// # Errors
     /// [`NodeError`]: each refusal says what the caller can do.
-    pub fn handle(
-        &self,
-        _envelope: Envelope,
-        _request: Request,
-        _bulk: Bytes,
-    ) -> Result<(Reply, Vec<Bytes>), NodeError> {
-        Err(NodeError::Bad { what: "not yet".into() })
+    pub fn handle(&self, envelope: Envelope, request: Request, bulk: Bytes) -> Answer {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        let answer = self.answer(&envelope, request, bulk);
+        if answer.is_err() {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+        }
+        answer
     }
+
+    fn engine(&self) -> Arc<Engine> {
+        Arc::clone(&self.engine.read())
+    }
+
+    fn answer(&self, e: &Envelope, request: Request, bulk: Bytes) -> Answer {
+        if e.format != WIRE_FORMAT {
+            return Err(NodeError::UnknownFormat { format: e.format });
+        }
+        match request {
+            Request::Status => return done(Reply::Status(Box::new(self.status()))),
+            Request::Inject(fault) => {
+                self.check_place(e)?;
+                self.inject(fault)?;
+                return done(Reply::Done);
+            }
+            _ if self.refuse.load(Ordering::Relaxed) => {
+                return Err(NodeError::Fault { what: "refusing on purpose".into() });
+            }
+            Request::Assign { volume, bank, shard, shards, role, configuration, wipe } => {
+                if bank != self.config.bank || shard != self.config.shard {
+                    let (bank, shard) = (self.config.bank, self.config.shard);
+                    return Err(NodeError::WrongPlace { bank, shard });
+                }
+                return self.assign(e, volume, shards, role, configuration, wipe);
+            }
+            _ => {}
+        }
+        self.check_place(e)?;
+        self.check_alive()?;
+        let engine = self.engine();
+        match request {
+            Request::Fence { epoch, nonce, holder } => self.fence(&engine, epoch, nonce, holder),
+            Request::Attach { chain, cut: _ } => self.attach(&engine, e, chain),
+            Request::Append { lens, watermark } => self.append(&engine, e, &lens, watermark, &bulk),
+            Request::Install { records, as_of, kind } => {
+                for r in &records {
+                    check_key(&r.key)?;
+                    if r.len.unwrap_or(0) as usize > VALUE_LEN_MAX || !fits(r.version) {
+                        return Err(bad("value or version over the limit"));
+                    }
+                    if kind == InstallKind::Repair && r.version > as_of {
+                        return Err(bad("a repair moves settled records only"));
+                    }
+                }
+                let mut tail = engine.writer();
+                self.gate(e, true)?;
+                if kind == InstallKind::CatchUp {
+                    self.check_behind(&engine, as_of)?;
+                }
+                let (taken, end) = engine.install(&mut tail, &records, &bulk, as_of, kind)?;
+                drop(tail);
+                engine.wait(end)?;
+                done(Reply::Installed { taken })
+            }
+            Request::Remove { key, seen, as_of } => {
+                let mut tail = engine.writer();
+                self.gate(e, true)?;
+                let (taken, end) = engine.remove(&mut tail, &key, Some(seen), as_of)?;
+                drop(tail);
+                engine.wait(end)?;
+                done(Reply::Installed { taken })
+            }
+            Request::Join { at, reach } => {
+                if at.max(reach).epoch > e.epoch {
+                    return Err(bad("a position of a later epoch"));
+                }
+                let mut tail = engine.writer();
+                self.gate(e, true)?;
+                let end = engine.join(&mut tail, at, reach)?;
+                drop(tail);
+                done(Reply::Position(engine.wait(end)?))
+            }
+            Request::Cursor { since, after } => {
+                let mut tail = engine.writer();
+                self.gate(e, true)?;
+                let end = engine.cursor(&mut tail, Some((since, after)))?;
+                drop(tail);
+                engine.wait(end)?;
+                done(Reply::Done)
+            }
+            Request::Configure { configuration } => {
+                let tail = engine.writer();
+                self.gate(e, false)?;
+                let have = self.identity.lock().state.configuration;
+                if configuration.number < have.number
+                    || (configuration.number == have.number && configuration != have)
+                {
+                    return Err(bad(format!("configuration {} is kept already", have.number)));
+                }
+                self.change(|s| s.configuration = configuration)?;
+                drop(tail);
+                done(Reply::Done)
+            }
+            Request::Admit { configuration } => self.admit(&engine, e, configuration),
+            Request::Beat { watermark, release } => self.beat(&engine, e, watermark, release),
+            Request::Status | Request::Assign { .. } | Request::Inject(_) => {
+                Err(bad("answered above"))
+            }
+            reading => self.answer_reading(&engine, e, reading),
+        }
+    }
+
+    /// Messages that change nothing durable.
+    fn answer_reading(&self, engine: &Engine, e: &Envelope, request: Request) -> Answer {
+        let records = |r: crate::engine::Records| {
+            let (applied, records, damaged, next) = (r.applied, r.heads, r.damaged, r.next);
+            Ok((Reply::Records { applied, records, damaged, next }, r.values))
+        };
+        match request {
+            Request::Read { keys, through } => {
+                self.check_read(engine, e, through, keys.len())?;
+                let (applied, items, values) = engine.read(&keys, true)?;
+                Ok((Reply::Found { applied, items }, values))
+            }
+            Request::Digests { keys, through } => {
+                self.check_read(engine, e, through, keys.len())?;
+                let (applied, items, _) = engine.read(&keys, false)?;
+                done(Reply::Found { applied, items })
+            }
+            Request::Scan { start, end, limit, values, through } => {
+                self.check_read(engine, e, through, 0)?;
+                records(engine.scan(&start, &end, limit as usize, values))
+            }
+            Request::Hashes { through } => {
+                self.check_read(engine, e, through, 0)?;
+                let (applied, buckets) = engine.hashes();
+                done(Reply::Hashes { applied, buckets })
+            }
+            Request::Bucket { bucket, after, limit, through } => {
+                self.check_read(engine, e, through, 0)?;
+                records(engine.bucket(bucket, &after, limit as usize))
+            }
+            Request::Delta { since, after, limit_bytes, through } => {
+                self.check_read(engine, e, through, 0)?;
+                records(engine.delta(since, &after, limit_bytes as usize))
+            }
+            Request::Tail { from } => {
+                self.gate(e, false)?;
+                let tail = engine.tail_parts(from);
+                let lens = tail.parts.iter().map(|p| p.len() as u32).collect();
+                let damaged_through = tail.lost;
+                Ok((Reply::Tail { lens, more: tail.more, damaged_through }, tail.parts))
+            }
+            Request::Verify { after, budget_bytes } => {
+                if e.epoch != 0 {
+                    self.gate(e, false)?;
+                }
+                let (bad, records, bytes, next) = engine.verify(&after, budget_bytes as usize);
+                done(Reply::Verified { bad, next, records, bytes })
+            }
+            _ => Err(bad("not a reading message")),
+        }
+    }
+
+    // --- who may say what -------------------------------------------------------------------
+
+    /// Volume and store of the envelope are ours.
+    fn check_place(&self, e: &Envelope) -> Result<(), NodeError> {
+        let i = self.identity.lock();
+        let Some(have) = i.state.volume else {
+            return Err(NodeError::WrongRole { role: i.state.role });
+        };
+        if e.volume != have {
+            return Err(NodeError::WrongVolume { have });
+        }
+        if e.store != i.state.store {
+            return Err(NodeError::WrongStore { have: i.state.store });
+        }
+        Ok(())
+    }
+
+    fn check_alive(&self) -> Result<(), NodeError> {
+        let what = self.identity.lock().failed.clone().or_else(|| self.engine().failed());
+        what.map_or(Ok(()), |what| Err(failed(what)))
+    }
+
+    /// The sender holds the promise, and this node is attached to its epoch where that is needed.
+    /// What must not race with a fence calls this under the writer lock.
+    fn gate(&self, e: &Envelope, attached: bool) -> Result<(), NodeError> {
+        let i = self.identity.lock();
+        let promise = &i.state.promise;
+        if e.epoch == 0 || (e.epoch, e.nonce) != (promise.epoch, promise.nonce) {
+            return Err(NodeError::Fenced { promise: promise.clone() });
+        }
+        if attached && i.attached != e.epoch {
+            return Err(NodeError::NotAttached { attached: i.attached });
+        }
+        // A wipe may have replaced the store between the first look and the writer lock.
+        if e.store != i.state.store {
+            return Err(NodeError::WrongStore { have: i.state.store });
+        }
+        Ok(())
+    }
+
+    /// Makes sure that a read finds all through `through`.
+    fn check_read(
+        &self,
+        engine: &Engine,
+        e: &Envelope,
+        through: Version,
+        keys: usize,
+    ) -> Result<(), NodeError> {
+        if keys > READ_KEYS_MAX {
+            return Err(bad(format!("at most {READ_KEYS_MAX} keys at once")));
+        }
+        if e.epoch == 0 {
+            return Ok(());
+        }
+        self.gate(e, false)?;
+        if engine.applied() >= through {
+            return Ok(());
+        }
+        self.gate(e, true)?;
+        if through.epoch > e.epoch {
+            return Err(bad("a position of a later epoch"));
+        }
+        engine.reach(through)
+    }
+
+    fn check_behind(&self, engine: &Engine, as_of: Version) -> Result<(), NodeError> {
+        if self.identity.lock().state.role == Role::Filling {
+            return Ok(());
+        }
+        let c = engine.chain_status();
+        if c.sum.cursor.is_some() || c.position.detached.is_some() || as_of > c.position.position {
+            return Ok(());
+        }
+        Err(bad("this store is not behind"))
+    }
+
+    // --- messages -----------------------------------------------------------------------------
+
+    /// Changes the durable state. The caller holds the writer lock.
+    fn change(&self, f: impl FnOnce(&mut State)) -> Result<(), NodeError> {
+        let mut state = self.identity.lock().state.clone();
+        f(&mut state);
+        if let Err(e) = state.save(&*self.disk) {
+            // It is not known which state the next start finds: say nothing more until then.
+            let what = format!("writing the state failed: {e}");
+            self.identity.lock().failed = Some(what.clone());
+            return Err(failed(what));
+        }
+        self.identity.lock().state = state;
+        Ok(())
+    }
+
+    fn fence(&self, engine: &Engine, epoch: u64, nonce: u64, mut holder: String) -> Answer {
+        if epoch == 0 || !fits(Version::new(epoch, 0)) {
+            return Err(bad("epoch out of range"));
+        }
+        while holder.len() > HOLDER_LEN_MAX {
+            holder.pop();
+        }
+        {
+            // Whoever holds the old epoch has written before this or is refused after it.
+            let tail = engine.writer();
+            let promise = self.identity.lock().state.promise.clone();
+            let same = (promise.epoch, promise.nonce) == (epoch, nonce);
+            if !same && promise.epoch >= epoch {
+                return Err(NodeError::Fenced { promise });
+            }
+            if !same {
+                let promise = Promise { epoch, nonce, holder, released: false };
+                self.change(|s| s.promise = promise)?;
+                self.identity.lock().attached = 0;
+            }
+            drop(tail);
+        }
+        // Positions told from now on include all that was written for the old epoch.
+        engine.sync()?;
+        done(Reply::Status(Box::new(self.status())))
+    }
+
+    fn attach(&self, engine: &Engine, e: &Envelope, mut chain: Vec<Version>) -> Answer {
+        chain.sort_unstable();
+        let mut tail = engine.writer();
+        self.gate(e, false)?;
+        let end = engine.attach(&mut tail, e.epoch, &chain)?;
+        self.identity.lock().attached = e.epoch;
+        drop(tail);
+        done(Reply::Position(engine.wait(end)?))
+    }
+
+    fn append(
+        &self,
+        engine: &Engine,
+        e: &Envelope,
+        lens: &[u32],
+        watermark: Version,
+        bulk: &Bytes,
+    ) -> Answer {
+        if watermark.epoch > e.epoch {
+            return Err(bad("a watermark of a later epoch"));
+        }
+        let mut parts = Vec::with_capacity(lens.len());
+        let mut at = 0usize;
+        for len in lens {
+            let to = at + *len as usize;
+            if to > bulk.len() {
+                return Err(bad("the parts are cut short"));
+            }
+            let p = part::decode(bulk.slice(at..to)).map_err(|e| bad(e.to_string()))?;
+            if !p.head.shards.contains(&self.config.shard) {
+                return Err(bad(format!("part {} is for other shards", p.head.version)));
+            }
+            if p.head.version.epoch > e.epoch || p.head.predecessor >= p.head.version {
+                return Err(bad(format!("part {} has an impossible version", p.head.version)));
+            }
+            at = to;
+            parts.push(p);
+        }
+        if at != bulk.len() {
+            return Err(bad("more bytes than parts"));
+        }
+        let mut tail = engine.writer();
+        self.gate(e, true)?;
+        let end = engine.append(&mut tail, &parts, watermark)?;
+        drop(tail);
+        done(Reply::Position(engine.wait(end)?))
+    }
+
+    fn admit(&self, engine: &Engine, e: &Envelope, configuration: Configuration) -> Answer {
+        let tail = engine.writer();
+        self.gate(e, false)?;
+        let (store, role, have) = {
+            let i = self.identity.lock();
+            (i.state.store, i.state.role, i.state.configuration)
+        };
+        if configuration.stores[self.config.bank] != Some(store) {
+            return Err(bad("the configuration names another store here"));
+        }
+        if configuration.number < have.number {
+            return Err(bad(format!("configuration {} is kept already", have.number)));
+        }
+        let c = engine.chain_status();
+        if role == Role::Filling && (c.sum.cursor.is_some() || c.position.position == Version::ZERO)
+        {
+            return Err(NodeError::NotThere { position: c.position.position });
+        }
+        self.change(|s| {
+            s.role = Role::Voter;
+            s.configuration = configuration;
+        })?;
+        engine.set_filling(false);
+        drop(tail);
+        done(Reply::Status(Box::new(self.status())))
+    }
+
+    fn beat(&self, engine: &Engine, e: &Envelope, watermark: Version, release: bool) -> Answer {
+        self.gate(e, false)?;
+        let attached = {
+            let mut i = self.identity.lock();
+            i.beats += 1;
+            i.attached
+        };
+        if attached == e.epoch {
+            if watermark.epoch > e.epoch {
+                return Err(bad("a watermark of a later epoch"));
+            }
+            // Without the writer lock: what is committed stays so, whoever fences meanwhile.
+            engine.learn(watermark)?;
+        } else if !release {
+            return Err(NodeError::NotAttached { attached });
+        }
+        if release {
+            engine.mark()?;
+            let _tail = engine.writer();
+            self.gate(e, false)?;
+            self.change(|s| s.promise.released = true)?;
+        }
+        done(Reply::Position(engine.position()))
+    }
+
+    fn assign(
+        &self,
+        e: &Envelope,
+        volume: VolumeId,
+        shards: u16,
+        role: Role,
+        configuration: Configuration,
+        wipe: bool,
+    ) -> Answer {
+        if volume == VolumeId::ZERO || role == Role::Blank || (wipe && role != Role::Filling) {
+            return Err(bad("assign needs a volume, and role filling for a wiped store"));
+        }
+        let mut current = self.engine.write();
+        let mut tail = current.writer();
+        let state = self.identity.lock().state.clone();
+        let whole = self.identity.lock().failed.is_none();
+        if state.role == Role::Blank && whole && !wipe {
+            if e.store != StoreId::ZERO && e.store != state.store {
+                return Err(NodeError::WrongStore { have: state.store });
+            }
+        } else {
+            if e.store != state.store {
+                return Err(NodeError::WrongStore { have: state.store });
+            }
+            let same = state.volume == Some(volume) && state.configuration == configuration;
+            if !wipe && same && state.role == role && state.shards == shards && whole {
+                // Said again.
+                drop(tail);
+                drop(current);
+                return done(Reply::Status(Box::new(self.status())));
+            }
+            if !wipe {
+                return Err(match state.volume {
+                    Some(have) if have != volume => NodeError::WrongVolume { have },
+                    _ => NodeError::WrongRole { role: state.role },
+                });
+            }
+            if state.volume == Some(volume) && e.epoch < state.promise.epoch {
+                return Err(NodeError::Fenced { promise: state.promise });
+            }
+        }
+        let keep_promise = state.volume == Some(volume);
+        let new_store =
+            if wipe { self.config.new_store(state.store, state.sequence) } else { state.store };
+        tail.closed = true;
+        self.change(|s| {
+            s.volume = Some(volume);
+            s.bank = self.config.bank;
+            s.shard = self.config.shard;
+            s.shards = shards;
+            s.role = role;
+            s.configuration = configuration;
+            s.store = new_store;
+            s.wiping = true;
+            if !keep_promise {
+                s.promise = Promise::default();
+            }
+        })?;
+        let io = |what: &'static str| move |e| failed(format!("{what}: {e}"));
+        remove_log(&*self.disk).map_err(io("removing the old log"))?;
+        self.change(|s| s.wiping = false)?;
+        let owner = owner_of(&self.identity.lock().state);
+        let fresh = Engine::open(Arc::clone(&self.disk), owner, self.config.settings(), false)
+            .map_err(|e| failed(e.to_string()))?;
+        fresh.set_filling(role != Role::Voter);
+        drop(tail);
+        *current = Arc::new(fresh);
+        {
+            let mut i = self.identity.lock();
+            i.attached = 0;
+            i.failed = None;
+        }
+        drop(current);
+        done(Reply::Status(Box::new(self.status())))
+    }
+
+    // --- for the owner ------------------------------------------------------------------------
 
     /// What an injected [`Fault::Delay`] asks to wait before each reply (the server does it).
     #[must_use]
     pub fn reply_delay(&self) -> Duration {
-        Duration::ZERO
+        Duration::from_millis(u64::from(self.delay_ms.load(Ordering::Relaxed)))
     }
 
     /// Breaks something on purpose, without an envelope: for the offline command line.
     ///
     /// # Errors
     /// [`NodeError::Fault`] when faults are not allowed.
-    pub fn inject(&self, _fault: Fault) -> Result<(), NodeError> {
-        Err(NodeError::Bad { what: "not yet".into() })
+    pub fn inject(&self, fault: Fault) -> Result<(), NodeError> {
+        if !self.config.allow_faults {
+            let what = "faults may not be injected: start the node with --allow-faults".into();
+            return Err(NodeError::Fault { what });
+        }
+        tracing::warn!(?fault, "injected fault");
+        let engine = self.engine();
+        match fault {
+            Fault::Put { key, value, version } => {
+                check_key(&key)?;
+                if value.len() > VALUE_LEN_MAX || !fits(version.unwrap_or_default()) {
+                    return Err(bad("value or version over the limit"));
+                }
+                let end = engine.put_fault(&mut engine.writer(), key, value, version)?;
+                engine.wait(end)?;
+            }
+            Fault::Corrupt { key } => engine.corrupt(&key)?,
+            Fault::Drop { key } => {
+                let mut tail = engine.writer();
+                let (found, end) = engine.remove(&mut tail, &key, None, Version::ZERO)?;
+                drop(tail);
+                if found == 0 {
+                    return Err(bad("nothing under this key"));
+                }
+                engine.wait(end)?;
+            }
+            Fault::Delay { millis } => self.delay_ms.store(millis, Ordering::Relaxed),
+            Fault::Refuse { on } => self.refuse.store(on, Ordering::Relaxed),
+        }
+        Ok(())
     }
 
     /// As the message `status`, without an envelope.
     #[must_use]
     pub fn status(&self) -> Status {
-        unimplemented!()
+        let engine = self.engine();
+        let (state, attached, beats, trouble) = {
+            let i = self.identity.lock();
+            (i.state.clone(), i.attached, i.beats, i.failed.clone())
+        };
+        let mut status = status_of(&state, &engine);
+        status.beats = beats;
+        status.attached = attached;
+        status.failed = trouble.or(status.failed);
+        status.allow_faults = self.config.allow_faults;
+        status.uptime_s = self.uptime_ms.load(Ordering::Relaxed) / 1000;
+        status
     }
 
     /// The owner calls this every 50 ms with the time since the start: writes the synced-mark of an
     /// idle log. Never does long work.
-    pub fn tick(&self, _now: Duration) {}
+    pub fn tick(&self, now: Duration) {
+        self.uptime_ms.store(now.as_millis() as u64, Ordering::Relaxed);
+        let engine = self.engine();
+        if engine.failed().is_none()
+            && let Err(e) = engine.mark()
+        {
+            tracing::warn!(error = %e, "cannot write a mark");
+        }
+    }
 
     /// The owner calls this about once a second from a thread of its own, again at once while it
     /// answers true: sidecars, compaction. Each call is bounded to about one segment.
     pub fn maintain(&self) -> bool {
-        false
+        if self.identity.lock().failed.is_some() {
+            return false;
+        }
+        self.engine().maintain().unwrap_or_else(|e| {
+            tracing::warn!(error = %e, "background work");
+            false
+        })
     }
 
     /// Clean shutdown: everything durable, sidecars written. Later calls are refused.
-    pub fn close(&self) {}
+    pub fn close(&self) {
+        if self.identity.lock().failed.is_some() {
+            return;
+        }
+        self.engine().close();
+    }
 
     /// Counters since the start.
     #[must_use]
     pub fn metrics(&self) -> Metrics {
-        Metrics::default()
+        Metrics {
+            requests: self.requests.load(Ordering::Relaxed),
+            refused: self.refused.load(Ordering::Relaxed),
+            ..self.engine().metrics()
+        }
     }
 }
 
-/// Who lives in a directory, as its files say.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Identity {
-    /// `None` while blank.
-    pub volume: Option<VolumeId>,
-    /// Its bank.
-    pub bank: BankId,
-    /// Its shard.
-    pub shard: u16,
-    /// Its id.
-    pub store: StoreId,
+fn fits(v: Version) -> bool {
+    u32::try_from(v.epoch).is_ok()
+}
+
+fn check_key(key: &Key) -> Result<(), NodeError> {
+    if key.is_empty() || key.len() > KEY_LEN_MAX {
+        return Err(bad(format!("a key has 1 to {KEY_LEN_MAX} bytes")));
+    }
+    Ok(())
+}
+
+/// A status without what only a running service knows.
+pub(crate) fn status_of(state: &State, engine: &Engine) -> Status {
+    let c = engine.chain_status();
+    Status {
+        volume: state.volume,
+        bank: state.bank,
+        shard: state.shard,
+        shards: state.shards,
+        store: state.store,
+        role: state.role,
+        configuration: state.configuration,
+        promise: state.promise.clone(),
+        beats: 0,
+        attached: 0,
+        position: c.position,
+        watermark: c.watermark,
+        floor: c.sum.floor,
+        marks: c.sum.marks,
+        openings: c.sum.openings,
+        damaged_through: c.lost,
+        failed: engine.failed(),
+        cursor: c.sum.cursor,
+        space: engine.space(),
+        damaged_records: engine.metrics().damaged_records,
+        allow_faults: false,
+        uptime_s: 0,
+        program: env!("CARGO_PKG_VERSION").to_owned(),
+    }
 }

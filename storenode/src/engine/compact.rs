@@ -1,0 +1,423 @@
+//! Background work: sidecars of sealed segments, burying tombstones, compaction.
+//!
+//! A segment goes when little of it is current: what is current is written again at the end of the
+//! log, made durable, and the file is removed. Only segments with a sidecar are compacted, so all
+//! of their parts are at or below the durable watermark, and none is pending (rule 9).
+
+use super::chain::Place;
+use super::entry::{Kind, Row, Snapshot, decode_rows, encode_rows};
+use super::index::Slot;
+use super::log::NewEntry;
+use super::segment::{Item, Scan, payload_of, scan, segment_name, sidecar_name};
+use super::sidecar::{SidePart, SideRow, Sidecar};
+use super::{Engine, failed};
+use crate::disk::{Disk, read_file};
+use crate::part::{self, PartHead};
+use crate::wire::{NodeError, Version};
+use bytes::Bytes;
+use std::sync::atomic::Ordering;
+
+/// A segment is compacted when at most so many percent of it are current.
+const LIVE_PERCENT: u64 = 50;
+/// So many small segments (each start leaves one) are put together.
+const SMALL_SEGMENTS: usize = 8;
+/// Tombstones buried under one hold of the index.
+const BURY_STEP: usize = 4096;
+/// Bytes moved under one hold of the writer lock.
+const MOVE_STEP: usize = 2 << 20;
+/// Longest segment that is read whole, bytes.
+pub(super) const SEGMENT_MAX: u64 = 2 << 30;
+
+impl Engine {
+    /// One bounded step of background work; true when there is more to do at once.
+    pub(crate) fn maintain(&self) -> Result<bool, NodeError> {
+        if self.failed().is_some() {
+            return Ok(false);
+        }
+        let mut more = self.bury();
+        self.mark()?;
+        if let Some(number) = self.next_without_sidecar() {
+            self.make_sidecar(number, None)?;
+            return Ok(true);
+        }
+        if let Some(number) = self.candidate() {
+            self.compact(number)?;
+            more = true;
+        }
+        Ok(more)
+    }
+
+    /// Drops tombstones at or below the floor from the index. Their entries stay in the log until
+    /// nothing older can lie before them.
+    fn bury(&self) -> bool {
+        let floor = {
+            let core = self.core.lock();
+            if core.filling {
+                return false;
+            }
+            core.chain.sum.floor.min(core.durable_applied)
+        };
+        self.index.write().bury(floor, BURY_STEP) >= BURY_STEP
+    }
+
+    /// The first sealed segment without a sidecar, if all of its parts, and all parts before it, are
+    /// applied or void.
+    fn next_without_sidecar(&self) -> Option<u32> {
+        let (number, _) = self.files.read().iter().find_map(|(n, f)| {
+            let ready = f.len.load(Ordering::Relaxed) > 0 && !f.sidecar.load(Ordering::Relaxed);
+            ready.then_some((*n, ()))
+        })?;
+        let core = self.core.lock();
+        let pending = core.chain.pending.values().any(|p| p.place.segment <= number);
+        let settled = core.durable_applied >= core.chain.sum.base && core.lost.is_none();
+        (!pending && settled && core.again.is_empty()).then_some(number)
+    }
+
+    /// Writes the sidecar of a sealed segment.
+    pub(super) fn make_sidecar(&self, number: u32, end: Option<Snapshot>) -> Result<(), NodeError> {
+        let Some(file) = self.files.read().get(&number).cloned() else { return Ok(()) };
+        let io = |e: std::io::Error| failed(format!("{}: {e}", segment_name(number)));
+        let len = file.len.load(Ordering::Relaxed);
+        let bytes =
+            Bytes::from(read_file(&*self.disk, &segment_name(number), SEGMENT_MAX).map_err(io)?);
+        let s = scan(&bytes, self.owner.store, number, Some(len));
+        let mut rows = self.rows_of(&s, &bytes, number);
+        if s.items.iter().any(|i| matches!(i, Item::Gap { .. })) {
+            // The index knows what was current in the damaged stretch.
+            file.damaged.store(true, Ordering::Relaxed);
+            rows.extend(self.indexed_in(number));
+            rows.sort_by(|a, b| (&a.key, a.version, a.offset).cmp(&(&b.key, b.version, b.offset)));
+            rows.dedup();
+        }
+        let base = self.core.lock().chain.sum.base;
+        let ended_at = {
+            let mut bases = file.bases.lock();
+            bases.1 = base;
+            bases.0
+        };
+        let sidecar = Sidecar {
+            store: self.owner.store,
+            segment: number,
+            segment_len: len,
+            parts: self.parts_of(&s, &bytes, number, ended_at),
+            end,
+            ordinal: s.ordinal,
+            rows,
+        };
+        // A sidecar is a convenience: without space there is none.
+        match sidecar.save(&*self.disk) {
+            Ok(()) => {}
+            Err(e) => tracing::warn!(number, error = %e, "cannot write a sidecar"),
+        }
+        file.sidecar.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Current records of a segment, and its tombstones that nothing newer hides.
+    fn rows_of(&self, s: &Scan, bytes: &Bytes, number: u32) -> Vec<SideRow> {
+        let voids = self.core.lock().chain.sum.voids.clone();
+        let graves = self.core.lock().graves.clone();
+        let mut rows = Vec::new();
+        for item in &s.items {
+            let Item::Entry { offset, header, .. } = item else { continue };
+            let payload = payload_of(bytes, *offset, header);
+            let base = (*offset as usize + super::entry::HEADER_LEN) as u32;
+            let place = Place { segment: number, offset: base };
+            let index = self.index.read();
+            let mut row = |key: &[u8], version: Version, digest, at: u32, len: Option<u32>| {
+                let place = Place { segment: number, offset: base + at };
+                let keep = match (index.get(key), len) {
+                    (Some(slot), _) if slot.version() == version && slot.place() == place => true,
+                    // A tombstone must outlive whatever older copy may lie before it.
+                    (Some(slot), None) => slot.version() < version,
+                    (None, None) => true,
+                    _ => false,
+                };
+                let dead = || graves.iter().any(|g| g.before > place && g.key == key);
+                if keep && !dead() {
+                    let key = key.to_vec();
+                    rows.push(SideRow { key, version, digest, offset: base + at, len });
+                }
+            };
+            match header.kind {
+                Kind::Part if !voids.contains(&place) => {
+                    let Ok(p) = part::decode_structure(payload) else { continue };
+                    for r in &p.records {
+                        let (at, len) = r.value.map_or((0, None), |(at, n)| (at, Some(n)));
+                        row(&r.key, p.head.version, r.digest, at, len);
+                    }
+                }
+                Kind::Records => {
+                    for r in decode_rows(&payload, header.len).unwrap_or_default() {
+                        row(&r.key, r.version, r.digest, r.at, r.len);
+                    }
+                }
+                _ => {}
+            }
+        }
+        rows
+    }
+
+    /// Parts that were pending at the end of a segment.
+    fn parts_of(&self, s: &Scan, bytes: &Bytes, number: u32, ended_at: Version) -> Vec<SidePart> {
+        let voids = self.core.lock().chain.sum.voids.clone();
+        let mut parts = Vec::new();
+        for item in &s.items {
+            let Item::Entry { offset, header, .. } = item else { continue };
+            let base = (*offset as usize + super::entry::HEADER_LEN) as u32;
+            let place = Place { segment: number, offset: base };
+            if header.kind != Kind::Part || voids.contains(&place) {
+                continue;
+            }
+            if let Ok(p) = part::decode_structure(payload_of(bytes, *offset, header))
+                && p.head.version > ended_at
+            {
+                let PartHead { version, predecessor, floor, .. } = p.head;
+                parts.push(SidePart { version, predecessor, place, len: header.len, floor });
+            }
+        }
+        parts
+    }
+
+    /// Records that the index places in a segment.
+    fn indexed_in(&self, number: u32) -> Vec<SideRow> {
+        let index = self.index.read();
+        let here = index.from(&[]).filter(|(_, s)| s.place().segment == number);
+        here.map(|(key, s)| SideRow {
+            key: key.to_vec(),
+            version: s.version(),
+            digest: s.digest(),
+            offset: s.place().offset,
+            len: s.len(),
+        })
+        .collect()
+    }
+
+    /// The next segment to compact: the one with the smallest current share, or small ones.
+    fn candidate(&self) -> Option<u32> {
+        let mut sealed: Vec<(u32, u64, bool)> = {
+            let files = self.files.read();
+            files
+                .iter()
+                .filter(|(_, f)| f.sidecar.load(Ordering::Relaxed))
+                .map(|(n, f)| {
+                    (*n, f.len.load(Ordering::Relaxed), f.damaged.load(Ordering::Relaxed))
+                })
+                .collect()
+        };
+        // The last one's head is the state's only home.
+        let last = self.files.read().last_key_value().map(|(n, _)| *n);
+        sealed.retain(|(n, ..)| Some(*n) != last);
+        let index = self.index.read();
+        if let Some((n, ..)) = sealed.iter().find(|(.., damaged)| *damaged) {
+            return Some(*n);
+        }
+        let sparse = sealed
+            .iter()
+            .map(|(n, len, _)| (index.live_in(*n) * 100 / (*len).max(1), *n))
+            .filter(|(share, _)| *share <= LIVE_PERCENT)
+            .min();
+        if let Some((_, n)) = sparse {
+            return Some(n);
+        }
+        let small: Vec<u32> = sealed
+            .iter()
+            .filter(|(_, len, _)| *len < self.settings.segment_bytes / 4)
+            .map(|(n, ..)| *n)
+            .collect();
+        if small.len() >= SMALL_SEGMENTS { small.first().copied() } else { None }
+    }
+
+    /// Moves what is current out of a segment and removes it.
+    fn compact(&self, number: u32) -> Result<(), NodeError> {
+        let rows = match Sidecar::load(&*self.disk, self.owner.store, number) {
+            Ok(Some(s)) => s.rows,
+            // It rotted, or there was no space for it: make it again.
+            Ok(None) | Err(_) => {
+                self.make_sidecar(number, None)?;
+                match Sidecar::load(&*self.disk, self.owner.store, number) {
+                    Ok(Some(s)) => s.rows,
+                    _ => self.rows_of_segment(number)?,
+                }
+            }
+        };
+        let oldest = self.files.read().first_key_value().map(|(n, _)| *n) == Some(number);
+        let mut step = Vec::new();
+        let mut bytes = 0;
+        for row in rows {
+            bytes += row.key.len() + 48 + row.len.unwrap_or(0) as usize;
+            step.push(row);
+            if bytes >= MOVE_STEP {
+                self.move_rows(number, std::mem::take(&mut step), oldest)?;
+                bytes = 0;
+            }
+        }
+        self.move_rows(number, step, oldest)?;
+        // A later head must say all that goes with this segment: the parts in it are applied.
+        let by_when = self.files.read().get(&number).map(|f| f.bases.lock().1);
+        if by_when.is_some_and(|b| b > self.core.lock().head_base) {
+            self.begin_segment(&mut self.writer()).map_err(|e| self.refusal(e))?;
+        }
+        self.sync()?;
+        let io = |e: std::io::Error| failed(format!("removing {}: {e}", segment_name(number)));
+        let left = self.index.read().live_in(number);
+        if left > 0 && !self.indexed_in(number).is_empty() {
+            // Rows that the sidecar did not list: never remove what is current.
+            let rows = self.indexed_in(number);
+            self.move_rows(number, rows, oldest)?;
+            self.sync()?;
+        }
+        self.files.write().remove(&number);
+        self.index.write().forget_segment(number);
+        self.disk.remove(&segment_name(number)).map_err(io)?;
+        self.disk.remove(&sidecar_name(number)).map_err(io)?;
+        self.disk.sync_dir().map_err(io)?;
+        self.counters.segments_compacted.fetch_add(1, Ordering::Relaxed);
+        let first = self.files.read().first_key_value().map(|(n, _)| *n);
+        let mut core = self.core.lock();
+        if let Some(first) = first {
+            core.graves.retain(|g| g.before.segment >= first);
+        }
+        core.chain.sum.voids.retain(|p| p.segment != number);
+        core.damage.retain(|p| p.segment != number);
+        tracing::debug!(number, "segment compacted");
+        Ok(())
+    }
+
+    /// Flips one bit of a stored value, on disk (an injected fault).
+    pub(crate) fn corrupt(&self, key: &[u8]) -> Result<(), NodeError> {
+        let slot = self.index.read().get(key);
+        let (Some(slot), Some(1..)) = (slot, slot.and_then(|s| s.len())) else {
+            return Err(super::bad("no value of at least one byte under this key"));
+        };
+        let place = slot.place();
+        let byte = self.read_place(place, 1).map_err(failed)?;
+        let file = self.files.read().get(&place.segment).map(|f| std::sync::Arc::clone(&f.file));
+        let file = file.ok_or_else(|| failed("its segment is gone"))?;
+        let flipped = [byte[0] ^ 1];
+        file.write_at(&[&flipped], u64::from(place.offset))
+            .and_then(|()| file.sync_data())
+            .map_err(|e| failed(e.to_string()))
+    }
+
+    fn rows_of_segment(&self, number: u32) -> Result<Vec<SideRow>, NodeError> {
+        let name = segment_name(number);
+        let io = |e: std::io::Error| failed(format!("{name}: {e}"));
+        let bytes = Bytes::from(read_file(&*self.disk, &name, SEGMENT_MAX).map_err(io)?);
+        let s = scan(&bytes, self.owner.store, number, None);
+        let mut rows = self.rows_of(&s, &bytes, number);
+        rows.extend(self.indexed_in(number));
+        Ok(rows)
+    }
+
+    /// Writes those of `rows` again that are still current, as they are: a damaged value stays
+    /// damaged, it never becomes absent.
+    fn move_rows(&self, number: u32, rows: Vec<SideRow>, oldest: bool) -> Result<(), NodeError> {
+        let slot = |r: &SideRow| {
+            let place = Place { segment: number, offset: r.offset };
+            Slot::new(r.version, r.digest, place, r.len)
+        };
+        let wanted = |r: &SideRow| {
+            let current = self.index.read().get(&r.key);
+            match (current, r.len) {
+                (Some(c), _) if Some(c) == slot(r) => true,
+                (None, None) => !oldest,
+                (Some(c), None) => c.version() < r.version && !oldest,
+                _ => false,
+            }
+        };
+        let mut moving = Vec::new();
+        for r in rows.into_iter().filter(|r| wanted(r)) {
+            let place = Place { segment: number, offset: r.offset };
+            let value = match r.len {
+                // An unreadable sector: bytes that do not verify keep it "damaged".
+                Some(n) => self.read_place(place, n).unwrap_or_else(|what| {
+                    tracing::warn!(key = %super::hex(&r.key), what, "moving an unreadable value");
+                    Bytes::from(vec![0; n as usize])
+                }),
+                None => Bytes::new(),
+            };
+            moving.push((r, value));
+        }
+        let mut tail = self.writer();
+        // Again under the writer lock: only what is current now may be written behind what was
+        // removed or replaced since.
+        moving.retain(|(r, _)| wanted(r));
+        if moving.is_empty() {
+            return Ok(());
+        }
+        let mut out: Vec<Row> = moving
+            .iter()
+            .map(|(r, _)| Row {
+                key: r.key.clone(),
+                version: r.version,
+                digest: r.digest,
+                len: r.len,
+                at: 0,
+            })
+            .collect();
+        let table = encode_rows(&mut out);
+        let pieces = std::iter::once(&table[..]).chain(moving.iter().map(|(_, v)| &v[..]));
+        let entry = NewEntry {
+            kind: Kind::Records,
+            pieces: pieces.collect(),
+            checked: table.len(),
+            full_crc: None,
+        };
+        let bytes = super::entry::entry_len(entry.len());
+        let written = self.put(&mut tail, &[entry]).map_err(|e| self.refusal(e))?[0];
+        self.counters.compaction_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let mut core = self.core.lock();
+        let mut index = self.index.write();
+        for ((r, _), o) in moving.iter().zip(&out) {
+            let to = Place { offset: written.place.offset + o.at, ..written.place };
+            if let Some(from) = slot(r) {
+                index.relocate(&r.key, &from, to);
+            }
+        }
+        drop(index);
+        self.note(&mut core, written.end);
+        Ok(())
+    }
+
+    /// Clean end: everything durable, reservations given back, a sidecar for the last segment.
+    pub(crate) fn close(&self) {
+        if let Err(e) = self.mark() {
+            tracing::warn!(error = %e, "closing");
+        }
+        let sealed = {
+            let mut tail = self.writer();
+            let sealed = self.log.finish(&mut tail);
+            tail.closed = true;
+            sealed
+        };
+        let Some((number, len)) = sealed else { return };
+        self.core.lock().settle(self.log.synced());
+        if let Some(f) = self.files.read().get(&number) {
+            f.len.store(len, Ordering::Relaxed);
+        }
+        while let Some(n) = self.next_without_sidecar() {
+            let end = (n == number).then(|| {
+                let core = self.core.lock();
+                if let Some(f) = self.files.read().get(&n) {
+                    f.bases.lock().0 = core.chain.sum.base;
+                }
+                core.snapshot()
+            });
+            if let Err(e) = self.make_sidecar(n, end) {
+                tracing::warn!(error = %e, "closing");
+                return;
+            }
+        }
+    }
+}
+
+/// Removes all segments and sidecars: the store begins anew.
+pub(crate) fn remove_log(disk: &dyn Disk) -> std::io::Result<()> {
+    for name in disk.list()? {
+        if name.starts_with("log-") {
+            disk.remove(&name)?;
+        }
+    }
+    disk.sync_dir()
+}

@@ -1,0 +1,332 @@
+//! What only reads: records, hashes, tails, verification. The index is held for bounded steps.
+
+use super::index::{Index, Slot};
+use super::{Core, Engine, bad};
+use crate::wire::{
+    BUCKETS, BULK_LEN_MAX, BucketHash, Found, Key, NodeError, RecordHead, Version, bucket_of,
+};
+use bytes::Bytes;
+use parking_lot::RwLockReadGuard;
+use std::ops::Bound::{Excluded, Unbounded};
+
+/// A scan stops after about so many bytes of keys and values.
+const SCAN_BYTES_MAX: usize = 4 << 20;
+/// Records looked at under one hold of the index.
+const VISITS_MAX: usize = 64 << 10;
+/// A tail stops after about so many bytes of parts.
+const TAIL_BYTES_MAX: usize = 16 << 20;
+
+/// Records, their values where asked for, damaged keys, where to go on, and what was applied.
+#[derive(Default)]
+pub(crate) struct Records {
+    pub(crate) applied: Version,
+    pub(crate) heads: Vec<RecordHead>,
+    pub(crate) values: Vec<Bytes>,
+    pub(crate) damaged: Vec<Key>,
+    pub(crate) next: Option<Key>,
+}
+
+/// Pending parts, whether there are more, and the highest lost one.
+pub(crate) struct TailParts {
+    pub(crate) parts: Vec<Bytes>,
+    pub(crate) more: bool,
+    pub(crate) lost: Option<Version>,
+}
+
+fn head(key: &[u8], slot: &Slot) -> RecordHead {
+    RecordHead {
+        key: key.to_vec(),
+        version: slot.version(),
+        digest: slot.digest(),
+        len: slot.len(),
+    }
+}
+
+impl Engine {
+    /// The index together with what is applied in it.
+    fn view(&self) -> (Version, RwLockReadGuard<'_, Index>) {
+        // The core is held until the index is: nothing is applied in between.
+        let core: parking_lot::MutexGuard<'_, Core> = self.core.lock();
+        let applied = core.chain.applied();
+        (applied, self.index.read())
+    }
+
+    /// What is applied, in memory.
+    pub(crate) fn applied(&self) -> Version {
+        self.core.lock().chain.applied()
+    }
+
+    /// Applies through `through`, which a sender of the attached epoch says is settled.
+    pub(crate) fn reach(&self, through: Version) -> Result<(), NodeError> {
+        {
+            let core = self.core.lock();
+            if core.chain.applied() >= through {
+                return Ok(());
+            }
+            if core.chain.position() < through {
+                return Err(NodeError::NotThere { position: core.durable_position });
+            }
+        }
+        self.learn(through)
+    }
+
+    /// Heads, and values too when asked; a value that is not whole is [`Found::Damaged`].
+    pub(crate) fn read(
+        &self,
+        keys: &[Key],
+        values: bool,
+    ) -> Result<(Version, Vec<Found>, Vec<Bytes>), NodeError> {
+        let (applied, index) = self.view();
+        let slots: Vec<Option<Slot>> = keys.iter().map(|k| index.get(k)).collect();
+        // The files are taken while the index is held: compaction moves records in the index
+        // before it removes a file.
+        let files = self.files.read().clone();
+        drop(index);
+        let total: usize = slots.iter().flatten().map(|s| s.len().unwrap_or(0) as usize).sum();
+        if values && total > BULK_LEN_MAX {
+            return Err(bad(format!("{total} bytes of values: ask for fewer keys at once")));
+        }
+        let (mut items, mut bulk) = (Vec::with_capacity(keys.len()), Vec::new());
+        for (key, slot) in keys.iter().zip(slots) {
+            let Some(slot) = slot else {
+                items.push(Found::Absent);
+                continue;
+            };
+            let found =
+                Found::Record { version: slot.version(), digest: slot.digest(), len: slot.len() };
+            let (true, Some(len)) = (values, slot.len()) else {
+                items.push(found);
+                continue;
+            };
+            let place = slot.place();
+            let value = files
+                .get(&place.segment)
+                .ok_or_else(|| "its segment is gone".to_owned())
+                .and_then(|f| super::read_exact(&*f.file, place.offset, len))
+                .and_then(|v| self.check_value(key, &slot, v));
+            match value {
+                Ok(v) => {
+                    items.push(found);
+                    bulk.push(v);
+                }
+                Err(what) => {
+                    self.note_damaged(key, &what);
+                    items.push(Found::Damaged { what });
+                }
+            }
+        }
+        Ok((applied, items, bulk))
+    }
+
+    /// Heads of the records that `pick` wants, from `records` on, which are in order of their keys.
+    fn collect<'a>(
+        records: impl Iterator<Item = (&'a [u8], &'a Slot)>,
+        limit: usize,
+        bytes_max: usize,
+        mut pick: impl FnMut(&[u8], &Slot) -> bool,
+    ) -> (Vec<(RecordHead, Slot)>, Option<Key>) {
+        let (mut out, mut bytes) = (Vec::new(), 0);
+        let mut last: &[u8] = &[];
+        for (visited, (key, slot)) in records.enumerate() {
+            if out.len() >= limit || bytes >= bytes_max || visited >= VISITS_MAX {
+                return (out, Some(last.to_vec()));
+            }
+            last = key;
+            if pick(key, slot) {
+                bytes += key.len() + 48 + slot.len().unwrap_or(0) as usize;
+                out.push((head(key, slot), *slot));
+            }
+        }
+        (out, None)
+    }
+
+    /// Reads the values of what was collected; those not whole become empty and are listed.
+    fn fill(&self, applied: Version, found: Vec<(RecordHead, Slot)>, next: Option<Key>) -> Records {
+        let mut out = Records { applied, next, ..Records::default() };
+        for (head, slot) in found {
+            match self.read_value_anew(&head.key, slot) {
+                Ok((slot, value)) => {
+                    out.heads.push(RecordHead {
+                        version: slot.version(),
+                        digest: slot.digest(),
+                        len: slot.len(),
+                        ..head
+                    });
+                    out.values.extend(value);
+                }
+                Err(what) => {
+                    self.note_damaged(&head.key, &what);
+                    out.damaged.push(head.key.clone());
+                    out.heads.push(head);
+                }
+            }
+        }
+        out
+    }
+
+    /// Reads a value outside the index lock. Compaction may have moved it since it was looked up:
+    /// then it is looked up again before anything is called damaged.
+    fn read_value_anew(&self, key: &[u8], slot: Slot) -> Result<(Slot, Option<Bytes>), String> {
+        let what = match self.read_value(key, &slot) {
+            Ok(value) => return Ok((slot, value)),
+            Err(what) => what,
+        };
+        let again = self.index.read().get(key);
+        match again {
+            Some(s) if s.version() == slot.version() && s.place() != slot.place() => {
+                self.read_value(key, &s).map(|v| (s, v))
+            }
+            _ => Err(what),
+        }
+    }
+
+    /// Live records of a range (see `Request::Scan`).
+    pub(crate) fn scan(&self, start: &[u8], end: &[u8], limit: usize, values: bool) -> Records {
+        let (applied, index) = self.view();
+        let range = index.from(start).take_while(|(k, _)| end.is_empty() || *k < end);
+        let bytes_max = if values { SCAN_BYTES_MAX } else { usize::MAX };
+        let limit = limit.clamp(1, VISITS_MAX);
+        let (found, next) = Self::collect(range, limit, bytes_max, |_, s| s.len().is_some());
+        drop(index);
+        if values {
+            return self.fill(applied, found, next);
+        }
+        let heads = found.into_iter().map(|(h, _)| h).collect();
+        Records { applied, heads, next, ..Records::default() }
+    }
+
+    /// All applied records of one bucket, tombstones too.
+    pub(crate) fn bucket(&self, bucket: u16, after: &[u8], limit: usize) -> Records {
+        let mut after = after.to_vec();
+        let mut out = Records::default();
+        let limit = limit.clamp(1, VISITS_MAX);
+        // A bucket is a thousandth of the records: go on over stretches without one.
+        loop {
+            let (applied, index) = self.view();
+            let left = limit - out.heads.len();
+            let (found, next) = Self::collect(index.after(&after), left, usize::MAX, |k, _| {
+                usize::from(bucket_of(k)) == usize::from(bucket) % BUCKETS
+            });
+            // What was applied at the first step is what the whole answer is good for.
+            if out.applied == Version::ZERO {
+                out.applied = applied;
+            }
+            out.heads.extend(found.into_iter().map(|(h, _)| h));
+            match next {
+                Some(n) if out.heads.len() < limit => after = n,
+                next => {
+                    out.next = next;
+                    return out;
+                }
+            }
+        }
+    }
+
+    /// Records newer than `since` (see `Request::Delta`).
+    pub(crate) fn delta(&self, since: Version, after: &[u8], limit_bytes: usize) -> Records {
+        let (applied, index) = self.view();
+        let bytes_max = limit_bytes.clamp(1, TAIL_BYTES_MAX);
+        let (found, next) = Self::collect(index.after(after), VISITS_MAX, bytes_max, |_, s| {
+            s.version() > since && s.version() <= applied
+        });
+        drop(index);
+        self.fill(applied, found, next)
+    }
+
+    /// Heads with key >= `start`.
+    pub(crate) fn heads(&self, start: &[u8], limit: usize) -> Vec<RecordHead> {
+        self.index.read().from(start).take(limit).map(|(k, s)| head(k, s)).collect()
+    }
+
+    /// One record with its value.
+    pub(crate) fn get(&self, key: &[u8]) -> Option<(RecordHead, Result<Option<Bytes>, String>)> {
+        let slot = self.index.read().get(key)?;
+        let value = self.read_value_anew(key, slot).map(|(_, v)| v);
+        Some((head(key, &slot), value))
+    }
+
+    pub(crate) fn hashes(&self) -> (Version, Vec<BucketHash>) {
+        let (applied, index) = self.view();
+        (applied, index.buckets().to_vec())
+    }
+
+    /// Pending parts with version > `from`, ascending.
+    pub(crate) fn tail_parts(&self, from: Version) -> TailParts {
+        let (places, lost) = {
+            let core = self.core.lock();
+            let range = core.chain.pending.range((Excluded(from), Unbounded));
+            let (mut places, mut bytes) = (Vec::new(), 0);
+            let mut more = false;
+            for (version, p) in range {
+                if bytes > 0 && bytes + p.len as usize > TAIL_BYTES_MAX {
+                    more = true;
+                    break;
+                }
+                bytes += p.len as usize;
+                places.push((*version, p.place, p.len));
+            }
+            ((places, more), core.lost)
+        };
+        let (mut parts, mut lost, (places, mut more)) = (Vec::new(), lost, places);
+        for (version, place, len) in places {
+            let part = self
+                .read_place(place, len)
+                .and_then(|b| crate::part::decode(b).map_err(|e| e.to_string()));
+            match part {
+                Ok(p) => parts.push(p.bytes),
+                // Applied and compacted meanwhile: it is settled, nobody needs it as a part.
+                Err(_) if self.applied() >= version => {}
+                Err(what) => {
+                    // Rotted since it was written: not the same as absent.
+                    tracing::warn!(%version, what, "damaged pending part");
+                    self.lose(version);
+                    lost = lost.max(Some(version));
+                    more = false;
+                    break;
+                }
+            }
+        }
+        TailParts { parts, more, lost }
+    }
+
+    /// A pending part is damaged: the position ends before it.
+    fn lose(&self, version: Version) {
+        let mut core = self.core.lock();
+        core.chain.forget(version);
+        core.lost = core.lost.max(Some(version));
+        let position = core.chain.position();
+        core.durable_position = core.durable_position.min(position);
+        for step in &mut core.steps {
+            step.position = step.position.min(position);
+        }
+    }
+
+    /// Re-reads records (see `Request::Verify`): bad ones, records, bytes, where to go on.
+    pub(crate) fn verify(
+        &self,
+        after: &[u8],
+        budget_bytes: usize,
+    ) -> (Vec<(Key, String)>, u64, u64, Option<Key>) {
+        let budget = budget_bytes.clamp(1, BULK_LEN_MAX);
+        let index = self.index.read();
+        let (found, next) = Self::collect(index.after(after), 4096, budget, |_, _| true);
+        drop(index);
+        let (mut wrong, mut records, mut bytes) = (Vec::new(), 0, 0);
+        for (head, slot) in found {
+            records += 1;
+            bytes += u64::from(slot.len().unwrap_or(0));
+            match self.read_value_anew(&head.key, slot) {
+                Ok(_) => {}
+                Err(what) => {
+                    // Replaced since it was looked up: the old bytes concern nobody.
+                    let still = self.index.read().get(&head.key);
+                    if still.is_some_and(|s| s.version() == slot.version()) {
+                        self.note_damaged(&head.key, &what);
+                        wrong.push((head.key, what));
+                    }
+                }
+            }
+        }
+        (wrong, records, bytes, next)
+    }
+}
