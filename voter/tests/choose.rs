@@ -1,5 +1,7 @@
 //! Rule 5 a to c: who may vote, and which message says what to do when too few may.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod support;
 
 use BankId::{A, B, C};

@@ -1,5 +1,7 @@
 //! The incremental watermark against its definition, over random acks, losses and late voters.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 use storenode::wire::{BankId, PerBank, Version};

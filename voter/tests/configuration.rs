@@ -1,5 +1,7 @@
 //! Replacing a store (rule 8): the steps reach their end from any point, in the one safe order.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod support;
 
 use BankId::{A, B, C};

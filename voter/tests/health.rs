@@ -1,5 +1,7 @@
 //! Health of one store over time.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::time::Duration;
 use storenode::wire::Version;
 use voter::health::{Event, Health, PROBE_FIRST, PROBE_LONGEST, StoreHealth};

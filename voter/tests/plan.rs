@@ -1,6 +1,8 @@
 //! Repair plans of a bucket: performed by nodes that take only what is newer, they make the banks
 //! equal, never put an older record in the place of a newer one, and then find nothing to do.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use storenode::wire::{BankId, Digest, Found, Key, PerBank, RecordHead, Version, digest};

@@ -1,5 +1,7 @@
 //! All ballots of one key, against rule 6 of the protocol.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use storenode::wire::{BankId, Digest, Found, OpeningMark, PerBank, Version, digest};
 use voter::vote::{Ballot, Fix, Limit, Verdict, Why, fixes, tally};
 

@@ -104,6 +104,12 @@ impl Actor {
         matches!(self.phase, Phase::Writing)
     }
 
+    /// The voters this opener settled.
+    pub(crate) fn settled(&self) -> Vec<Place> {
+        let shards = self.plan.iter().flat_map(|p| p.shards.iter().enumerate());
+        shards.flat_map(|(i, s)| s.settle.map(|b| (i, b))).collect()
+    }
+
     pub(crate) fn describe(&self) -> String {
         let Some(plan) = &self.plan else { return String::new() };
         let mut text =
@@ -229,11 +235,12 @@ impl Actor {
         let Some(at) = places.choose(rng).copied() else { return self.give_up() };
         let todo = work.get_mut(&at).and_then(VecDeque::pop_front).expect("ready");
         let entry_of = self.plan.as_ref().map(|p| p.entry);
+        let cut = self.plan.as_ref().map(|p| p.cut).expect("decided");
         let (who, broken) = (self.who, self.broken);
         let skip = broken.no_opening_entry && matches!(todo, Do::Entry(_));
         let done: Result<Option<Version>, No> = match todo {
             _ if skip => Ok(entry_of),
-            Do::Attach(chain) => node(world, at).attach(who, &chain, broken).map(|()| None),
+            Do::Attach(chain) => node(world, at).attach(who, &chain, cut, broken).map(|()| None),
             Do::CatchUp(from) => {
                 let from = world[at.0][from].clone();
                 node(world, at).catch_up(who, &from, broken).map(|()| None)
@@ -343,7 +350,8 @@ impl Actor {
         let parts: Vec<(Version, Version)> =
             self.known[shard].iter().map(|p| (p.version, p.predecessor)).collect();
         let mut openings = plan.openings.clone();
-        openings.push(OpeningMark { epoch: who.0, cut: plan.entry.cut.expect("an entry") });
+        let cut = plan.entry.cut.expect("an entry");
+        openings.push(OpeningMark { epoch: who.0, cut });
         let end = parts.last().expect("the entry").0;
         let view = ChainView { settled: plan.settled, openings: &openings, parts: &parts, end };
 
@@ -353,7 +361,7 @@ impl Actor {
         }
         let Ok(tail) = n.tail(who, broken) else { return };
         let step = view.step(&tail);
-        if n.attach(who, &step.attach, broken).is_err() {
+        if n.attach(who, &step.attach, cut, broken).is_err() {
             return;
         }
         if step.catch_up.is_some() {

@@ -2,6 +2,8 @@
 //! that they are fenced, on abstract nodes. `TERCET_RUNS` and `TERCET_SEED` choose how many and
 //! which; a failure prints its seed.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod actor;
 mod model;
 mod scenarios;
@@ -217,10 +219,23 @@ impl Run {
                 return Err("refused although all three of each shard answer".into());
             }
             if self.actors[last].is_writing() {
-                return Ok(());
+                return self.mended(last);
             }
         }
         Err("an opener that is alone never gets the volume".into())
+    }
+
+    /// A voter that was settled holds everything again, and does not go on about its damage: else the
+    /// next opener could not do without the third.
+    fn mended(&self, last: usize) -> Result<(), String> {
+        for (s, b) in self.actors[last].settled() {
+            if let Some(d) = self.world[s][b].damaged {
+                return Err(format!(
+                    "shard {s} bank {b} is settled and still reports damage to {d}"
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// One node of the whole volume loses a pending part.
@@ -230,7 +245,8 @@ impl Run {
         let pending = self.world[s][b].log.len();
         if pending > 0 {
             let at = self.rng.random_range(0..pending);
-            self.world[s][b].damage(at);
+            let unknown = self.rng.random_ratio(1, 3);
+            self.world[s][b].damage(at, unknown);
             self.damaged = Some((s, b));
             self.oracle.trace.push(format!("damage at shard {s} bank {b} behind part {at}"));
         }
@@ -253,7 +269,7 @@ const SIZES: [Size; 5] = [
 fn search(runs: u64, broken: Broken) -> Option<(u64, Size, String, Vec<String>)> {
     let first = number("TERCET_SEED", 1);
     for seed in first..first + runs {
-        for size in SIZES {
+        for size in SIZES.into_iter().filter(|s| s.damage || !broken.is_about_damage()) {
             let mut run = Run::new(seed, size, broken);
             if let Err(why) = run.play() {
                 return Some((seed, size, why, run.oracle.trace));
@@ -265,7 +281,7 @@ fn search(runs: u64, broken: Broken) -> Option<(u64, Size, String, Vec<String>)>
 
 #[test]
 fn no_schedule_loses_or_resurrects_a_group() {
-    let runs = number("TERCET_RUNS", 1000);
+    let runs = number("TERCET_RUNS", 500);
     if let Some((seed, size, why, trace)) = search(runs, Broken::default()) {
         panic!("seed {seed} {size:?}: {why}\n{}", trace.join("\n"));
     }

@@ -30,6 +30,13 @@ pub(crate) struct Broken {
     pub(crate) attach_forgets_damage: bool,
 }
 
+impl Broken {
+    /// Shows only where something is damaged.
+    pub(crate) fn is_about_damage(self) -> bool {
+        self.damaged_is_absent || self.attach_forgets_damage
+    }
+}
+
 /// A refusal: somebody else is obeyed, or the node was restarted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum No {
@@ -94,6 +101,7 @@ impl Node {
         &mut self,
         who: (u64, u64),
         chain: &[Version],
+        cut: Version,
         broken: Broken,
     ) -> Result<(), No> {
         self.obeys(who, broken)?;
@@ -107,6 +115,10 @@ impl Node {
         if broken.attach_forgets_damage {
             self.damaged = None;
         }
+        // Whoever attaches knows what stays; of that, all this node lost must come back first.
+        let stays = chain.last().map_or(cut, |v| cut.max(*v));
+        self.damaged = self.damaged.map(|d| d.min(stays));
+        self.mend();
         Ok(())
     }
 
@@ -181,9 +193,12 @@ impl Node {
     }
 
     /// A pending part rots, and all behind it is out of reach.
-    pub(crate) fn damage(&mut self, at: usize) {
+    /// `unknown`: how much was lost cannot be told.
+    pub(crate) fn damage(&mut self, at: usize, unknown: bool) {
         self.attached = 0;
-        self.damaged = Some(self.end());
+        let end = self.end();
+        let epoch = self.promise.0.max(end.epoch);
+        self.damaged = Some(if unknown { Version::new(epoch, u64::MAX) } else { end });
         for lost in self.log.drain(at..) {
             self.openings.retain(|m| m.epoch != lost.version.epoch || lost.cut.is_none());
         }
