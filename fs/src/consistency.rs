@@ -68,7 +68,8 @@ struct Seen {
     entries: u64,
     subdirs: u32,
     xattrs: u32,
-    capability: bool,
+    /// What its attributes say of its flags.
+    flags: u8,
     blocks: u64,
 }
 
@@ -78,7 +79,7 @@ struct Checker<'a> {
     report: Report,
     inodes: BTreeMap<Ino, Seen>,
     dirents: Vec<(Ino, Dirent)>,
-    xattrs: Vec<(Ino, bool)>,
+    xattrs: Vec<(Ino, u8)>,
     orphans: BTreeMap<Ino, ()>,
     dead: BTreeMap<Ino, DeadSet>,
     counter: Option<Counter>,
@@ -179,7 +180,7 @@ impl Checker<'_> {
                         entries: 0,
                         subdirs: 0,
                         xattrs: 0,
-                        capability: false,
+                        flags: 0,
                         blocks: 0,
                     };
                     self.inodes.insert(*ino, seen);
@@ -200,7 +201,7 @@ impl Checker<'_> {
             Parsed::Xattr { ino, name } => {
                 self.place(shard, keys.shard_of_ino(*ino), &parsed);
                 self.report.xattrs += 1;
-                self.xattrs.push((*ino, name == crate::ops::attr::CAPABILITY));
+                self.xattrs.push((*ino, inode_flags::of_xattr(name)));
             }
             Parsed::Orphan(ino) => {
                 self.place(shard, keys.shard_of_ino(*ino), &parsed);
@@ -282,11 +283,11 @@ impl Checker<'_> {
                 }
             }
         }
-        for (ino, capability) in std::mem::take(&mut self.xattrs) {
+        for (ino, flag) in std::mem::take(&mut self.xattrs) {
             match self.inodes.get_mut(&ino) {
                 Some(seen) => {
                     seen.xattrs += 1;
-                    seen.capability |= capability;
+                    seen.flags |= flag;
                 }
                 None => self.report.problem(format!("an attribute of {ino}, which is not there")),
             }
@@ -336,9 +337,7 @@ impl Checker<'_> {
                     problems.push(format!("directory {ino} says parent {parent}, lies in {named}"));
                 }
             }
-            if i.xattrs != seen.xattrs
-                || seen.capability != (i.flags & inode_flags::CAPABILITY != 0)
-            {
+            if i.xattrs != seen.xattrs || seen.flags != i.flags & inode_flags::XATTRS {
                 let (says, has) = (i.xattrs, seen.xattrs);
                 problems.push(format!("inode {ino} says {says} attributes, has {has}"));
             }

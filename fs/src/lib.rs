@@ -7,6 +7,7 @@
 //! ```
 
 // The filesystem.
+pub mod acl;
 mod cache;
 pub mod consistency;
 pub mod dead;

@@ -82,8 +82,24 @@ pub mod inode_flags {
     pub const CAPABILITY: u8 = 1;
     /// Blocks were removed once, so that a block beyond the end may have existed before.
     pub const SHRUNK: u8 = 2;
-    /// Has an ACL whose entries other than the mode's own matter (see `acl.rs`).
+    /// Has an access list (`acl.rs`), which chmod must change.
     pub const ACL: u8 = 4;
+    /// A directory with a default list, which what is made in it inherits.
+    pub const DEFAULT_ACL: u8 = 8;
+
+    /// The flag that says that an attribute is there; 0 for those without.
+    #[must_use]
+    pub fn of_xattr(name: &[u8]) -> u8 {
+        match name {
+            b"security.capability" => CAPABILITY,
+            crate::acl::ACCESS => ACL,
+            crate::acl::DEFAULT => DEFAULT_ACL,
+            _ => 0,
+        }
+    }
+
+    /// Flags that belong to attributes.
+    pub const XATTRS: u8 = CAPABILITY | ACL | DEFAULT_ACL;
 }
 
 /// An inode.

@@ -316,7 +316,7 @@ impl<'a> Txn<'a> {
         }
     }
 
-    /// Sets or removes one; the caller has loaded [`Txn::xattrs`] and puts the inode.
+    /// Sets or removes one (and the inode's flag for it); the caller has loaded [`Txn::xattrs`] and puts the inode.
     pub(crate) fn set_xattr(
         &mut self,
         ino: Ino,
@@ -326,9 +326,16 @@ impl<'a> Txn<'a> {
     ) -> Done<()> {
         let mut map = self.xattrs(ino, inode)?;
         let edit = Arc::make_mut(&mut map);
+        let flag = crate::record::inode_flags::of_xattr(name);
         match &value {
-            Some(v) => edit.insert(name.to_vec(), v.clone()),
-            None => edit.remove(name),
+            Some(v) => {
+                inode.flags |= flag;
+                edit.insert(name.to_vec(), v.clone())
+            }
+            None => {
+                inode.flags &= !flag;
+                edit.remove(name)
+            }
         };
         inode.xattrs = edit.len() as u32;
         self.xattr_maps.push((ino, map));

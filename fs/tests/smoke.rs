@@ -1,11 +1,12 @@
 //! The main paths of the filesystem, one after the other, over a volume in memory.
 
 use bytes::Bytes;
-use fs::filesystem::{Caller, FileSystem, FormatOptions, FsOptions, Kind, SetAttr};
+use fs::acl;
+use fs::filesystem::{Caller, FileSystem, FormatOptions, FsOptions, Kind, SetAttr, XattrMode};
 use fs::key::ROOT;
 use std::sync::Arc;
 use voter::memory::MemoryVolume;
-use voter::volume::Volume;
+use voter::volume::{Volume, VolumeError};
 
 const ME: Caller = Caller { uid: 1000, gid: 1000, pid: 1 };
 
@@ -63,4 +64,176 @@ async fn create_write_read_rename_remove() {
     let root = other.getattr(ROOT).await.unwrap();
     assert_eq!((root.nlink, root.size), (2, 0));
     fs.release(h);
+}
+
+fn list(entries: &[(u16, u16)]) -> Vec<u8> {
+    let mut out = vec![2, 0, 0, 0];
+    for &(tag, perm) in entries {
+        out.extend_from_slice(&tag.to_le_bytes());
+        out.extend_from_slice(&perm.to_le_bytes());
+        out.extend_from_slice(&if tag == 2 { 1234u32 } else { u32::MAX }.to_le_bytes());
+    }
+    out
+}
+
+#[tokio::test]
+async fn access_lists_and_modes_follow_each_other() {
+    let (memory, fs) = fresh(FsOptions::default()).await;
+    let errno = |r: fs::filesystem::Result<Bytes>| r.unwrap_err().errno;
+    let d = fs.mkdir(ROOT, b"d", 0o777, 0o022, ME).await.unwrap();
+    assert_eq!(d.perm, 0o755);
+    assert_eq!(errno(fs.getxattr(d.ino, acl::ACCESS).await), libc::ENODATA);
+    let full = list(&[(1, 7), (2, 6), (4, 5), (0x10, 7), (0x20, 0)]);
+    fs.setxattr(d.ino, acl::DEFAULT, &full, XattrMode::Any).await.unwrap();
+    assert_eq!(fs.getattr(d.ino).await.unwrap().perm, 0o755, "a default list is for others");
+
+    // The umask does not count under a default list; the mode asked for does.
+    let f = fs.mknod(d.ino, b"f", libc::S_IFREG | 0o666, 0, 0o077, ME).await.unwrap();
+    assert_eq!(f.perm, 0o660);
+    let got = fs.getxattr(f.ino, acl::ACCESS).await.unwrap();
+    assert_eq!(got, list(&[(1, 6), (2, 6), (4, 5), (0x10, 6), (0x20, 0)]));
+    let sub = fs.mkdir(d.ino, b"sub", 0o777, 0o077, ME).await.unwrap();
+    assert_eq!(sub.perm, 0o770);
+    assert_eq!(fs.getxattr(sub.ino, acl::DEFAULT).await.unwrap(), full);
+
+    let set = SetAttr { perm: Some(0o604), ..SetAttr::default() };
+    fs.setattr(f.ino, set, ME).await.unwrap();
+    let got = fs.getxattr(f.ino, acl::ACCESS).await.unwrap();
+    assert_eq!(got, list(&[(1, 6), (2, 6), (4, 5), (0x10, 0), (0x20, 4)]));
+
+    // A list that says no more than the bits becomes the bits.
+    let small = list(&[(1, 7), (4, 5), (0x20, 1)]);
+    fs.setxattr(f.ino, acl::ACCESS, &small, XattrMode::Any).await.unwrap();
+    assert_eq!(fs.getattr(f.ino).await.unwrap().perm, 0o751);
+    assert_eq!(errno(fs.getxattr(f.ino, acl::ACCESS).await), libc::ENODATA);
+    let refused = fs.setxattr(f.ino, acl::DEFAULT, &full, XattrMode::Any).await;
+    assert_eq!(refused.unwrap_err().errno, libc::EACCES);
+    let refused = fs.setxattr(f.ino, acl::ACCESS, b"junk", XattrMode::Any).await;
+    assert_eq!(refused.unwrap_err().errno, libc::EINVAL);
+    let report = fs::consistency::examine(&*memory, true, |_, _| ()).await.unwrap();
+    assert!(report.is_clean(), "{:?}", report.problems);
+}
+
+#[tokio::test]
+async fn xattr_limits() {
+    let (_, fs) = fresh(FsOptions::default()).await;
+    let f = fs.mknod(ROOT, b"f", libc::S_IFREG | 0o644, 0, 0, ME).await.unwrap();
+    let set = |name: Vec<u8>, len: usize| {
+        let fs = fs.clone();
+        async move {
+            fs.setxattr(f.ino, &name, &vec![1; len], XattrMode::Any).await.map_err(|e| e.errno)
+        }
+    };
+    assert_eq!(set([b"user.", &[b'x'; 251][..]].concat(), 1).await, Err(libc::ERANGE));
+    assert_eq!(set(b"user.big".to_vec(), (64 << 10) + 1).await, Err(libc::E2BIG));
+    assert_eq!(set(b"user.big".to_vec(), 64 << 10).await, Ok(()));
+    assert_eq!(set(b"system.other".to_vec(), 1).await, Err(libc::EOPNOTSUPP));
+    assert_eq!(set(b"user.".to_vec(), 1).await, Err(libc::EOPNOTSUPP));
+    let mut full = Ok(());
+    for i in 0..400 {
+        full = set(format!("user.{i:0200}").into_bytes(), 1).await;
+        if full.is_err() {
+            break;
+        }
+    }
+    assert_eq!(full, Err(libc::ENOSPC));
+    assert!(fs.listxattr(f.ino).await.unwrap().len() <= 64 << 10);
+}
+
+#[tokio::test]
+async fn an_operation_that_fails_changes_nothing() {
+    let (memory, fs) =
+        fresh(FsOptions { caches: fs::limits::CacheLimits::tiny(), ..FsOptions::default() }).await;
+    let a = fs.mknod(ROOT, b"a", libc::S_IFREG | 0o644, 0, 0, ME).await.unwrap();
+    fs.write(a.ino, 0, 0, Bytes::from_static(b"hello"), false, false).await.unwrap();
+    let before = fs.getattr(ROOT).await.unwrap();
+
+    memory.fail_submits(Some(VolumeError::Unavailable("test".into())));
+    assert_eq!(fs.unlink(ROOT, b"a").await.unwrap_err().errno, libc::EIO);
+    assert_eq!(fs.mkdir(ROOT, b"d", 0o755, 0, ME).await.unwrap_err().errno, libc::EIO);
+    let w = fs.write(a.ino, 0, 0, Bytes::from_static(b"HELLO"), false, false).await;
+    assert_eq!(w.unwrap_err().errno, libc::EIO);
+    memory.fail_submits(None);
+    assert_eq!(fs.getattr(ROOT).await.unwrap(), before);
+    assert_eq!(all(&fs, a.ino).await, b"hello");
+    assert_eq!(fs.lookup(ROOT, b"d").await.unwrap_err().errno, libc::ENOENT);
+
+    // Reads that fail are errors while they fail, and no longer.
+    fs.drop_caches();
+    memory.fail_reads(Some(VolumeError::Unavailable("test".into())));
+    assert_eq!(fs.lookup(ROOT, b"a").await.unwrap_err().errno, libc::EIO);
+    memory.fail_reads(None);
+    assert_eq!(all(&fs, a.ino).await, b"hello");
+
+    memory.fail_syncs(Some(VolumeError::Unavailable("test".into())));
+    assert_eq!(fs.fsync(a.ino, true).await.unwrap_err().errno, libc::EIO);
+    let w = fs.write(a.ino, 0, 0, Bytes::from_static(b"x"), false, true).await;
+    assert_eq!(w.unwrap_err().errno, libc::EIO, "O_SYNC waits");
+    memory.fail_syncs(None);
+    fs.fsync(a.ino, true).await.unwrap();
+
+    // A fenced mount serves nothing, not even from its caches.
+    memory.fence("another mount");
+    assert_eq!(fs.getattr(ROOT).await.unwrap_err().errno, libc::EIO);
+    assert_eq!(fs.flush(a.ino, 0).await.unwrap_err().errno, libc::EIO);
+}
+
+#[tokio::test]
+async fn only_what_is_a_filesystem_is_opened() {
+    let memory = Arc::new(MemoryVolume::new(1));
+    let volume: Arc<dyn Volume> = memory;
+    let e = FileSystem::open(volume.clone(), FsOptions::default()).await.err().unwrap();
+    assert!(e.errno == libc::ENODEV && e.why.contains("tercet init"), "{e}");
+    let bad = FormatOptions { block_size: 5000, ..FormatOptions::default() };
+    assert_eq!(FileSystem::format(&volume, &bad).await.unwrap_err().errno, libc::EINVAL);
+    FileSystem::format(&volume, &FormatOptions::default()).await.unwrap();
+    let again = FileSystem::format(&volume, &FormatOptions::default()).await;
+    assert_eq!(again.unwrap_err().errno, libc::EEXIST);
+}
+
+#[tokio::test]
+async fn large_files_go_in_the_background_and_survive_a_crash_in_between() {
+    let (memory, fs) = fresh(FsOptions { background: false, ..FsOptions::default() }).await;
+    let (f, h) = fs.create(ROOT, b"f", 0o644, 0, libc::O_RDWR, ME).await.unwrap();
+    // Sparse: 300 blocks with data, one in three.
+    for i in 0..300u64 {
+        let data = Bytes::from(vec![7; 100]);
+        fs.write(f.ino, h, i * 3 * 16384 + 50, data, false, false).await.unwrap();
+    }
+    assert!(fs.getattr(f.ino).await.unwrap().blocks < 901 * 32);
+    let set = |size| SetAttr { size: Some(size), ..SetAttr::default() };
+    fs.setattr(f.ino, set(16384 * 30), ME).await.unwrap();
+    fs.setattr(f.ino, set(16384 * 900), ME).await.unwrap();
+    // Into the dead range, before and after a step of reclaim.
+    fs.write(f.ino, h, 16384 * 60 + 1, Bytes::from_static(b"new"), false, false).await.unwrap();
+    fs.fsync(f.ino, false).await.unwrap();
+    let volume: Arc<dyn Volume> = Arc::new(memory.crash(0));
+    let fs =
+        FileSystem::open(volume.clone(), FsOptions { background: false, ..FsOptions::default() })
+            .await
+            .unwrap();
+    let at = |offset: u64| {
+        let fs = fs.clone();
+        async move { fs.read(f.ino, 0, offset, 4).await.unwrap().concat() }
+    };
+    for _ in 0..2 {
+        assert_eq!(at(16384 * 60).await, b"\0new");
+        assert_eq!(at(16384 * 63 + 50).await, [0; 4]);
+        assert_eq!(at(16384 * 27 + 50).await, [7; 4]);
+        assert_eq!(fs.lseek(f.ino, 16384 * 30, libc::SEEK_DATA).await.unwrap(), 16384 * 60);
+        fs.reclaim_all().await.unwrap();
+    }
+    let report = fs::consistency::examine(&*volume, true, |_, _| ()).await.unwrap();
+    assert!(report.is_clean(), "{:?}", report.problems);
+    assert_eq!((report.blocks, report.dead_blocks), (11, 0));
+
+    // Unlinked while open: lives on, goes at the last close.
+    let h = fs.open_file(f.ino, libc::O_RDWR).await.unwrap();
+    fs.unlink(ROOT, b"f").await.unwrap();
+    assert_eq!(at(16384 * 27 + 50).await, [7; 4]);
+    fs.release(h);
+    fs.reclaim_all().await.unwrap();
+    let report = fs::consistency::examine(&*volume, true, |_, _| ()).await.unwrap();
+    assert_eq!((report.inodes, report.blocks, report.orphans), (1, 0, 0));
+    assert!(report.is_clean(), "{:?}", report.problems);
 }

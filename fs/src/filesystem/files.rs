@@ -204,8 +204,8 @@ impl FileSystem {
     ///
     /// # Errors
     /// `EEXIST`, `ENODATA`, `ERANGE` (name over 255 bytes), `E2BIG` (value over 64 KiB), `ENOSPC`
-    /// (names over 64 KiB or everything over 1 MiB), `EOPNOTSUPP` outside `user.`, `trusted.` and
-    /// `security.` (POSIX ACLs among them).
+    /// (names over 64 KiB or everything over 1 MiB), `EOPNOTSUPP` outside `user.`, `trusted.`,
+    /// `security.` and `system.posix_acl_*`; `EINVAL` and `EACCES` for access lists.
     pub async fn setxattr(
         &self,
         ino: Ino,

@@ -65,7 +65,7 @@ impl FileSystem {
             _ => return Err(FsError::new(libc::EINVAL)),
         };
         let rdev = if matches!(kind, Kind::Char | Kind::Block) { rdev } else { 0 };
-        let new = New { kind, perm: masked(mode, umask), rdev, target: &[] };
+        let new = New { kind, perm: perm(mode), umask: umask as u16, rdev, target: &[] };
         self.run(SMALL, |t| make_and_look_up(t, parent, name, &new, caller)).await
     }
 
@@ -81,8 +81,8 @@ impl FileSystem {
         umask: u32,
         caller: Caller,
     ) -> Result<Attr> {
-        let perm = masked(mode, umask);
-        let new = New { kind: Kind::Directory, perm, rdev: 0, target: &[] };
+        let (perm, umask) = (perm(mode), umask as u16);
+        let new = New { kind: Kind::Directory, perm, umask, rdev: 0, target: &[] };
         self.run(SMALL, |t| make_and_look_up(t, parent, name, &new, caller)).await
     }
 
@@ -102,7 +102,7 @@ impl FileSystem {
             1..=SYMLINK_LEN_MAX => {}
             _ => return Err(FsError::new(libc::ENAMETOOLONG)),
         }
-        let new = New { kind: Kind::Symlink, perm: 0o777, rdev: 0, target };
+        let new = New { kind: Kind::Symlink, perm: 0o777, umask: 0, rdev: 0, target };
         self.run(SMALL + target.len(), |t| make_and_look_up(t, parent, name, &new, caller)).await
     }
 
@@ -161,8 +161,8 @@ impl FileSystem {
         flags: i32,
         caller: Caller,
     ) -> Result<(Attr, u64)> {
-        let perm = masked(mode, umask);
-        self.run(SMALL, |t| make::create(t, parent, name, perm, flags, caller)).await
+        let mode = (perm(mode), umask as u16);
+        self.run(SMALL, |t| make::create(t, parent, name, mode, flags, caller)).await
     }
 
     /// Opens a directory: a handle for [`Self::release`].
@@ -195,7 +195,7 @@ impl FileSystem {
     }
 }
 
-/// Permission bits of a new inode. The kernel masks them too, unless `FUSE_DONT_MASK` is set.
-fn masked(mode: u32, umask: u32) -> u16 {
-    (mode & !umask & 0o777 | mode & 0o7000) as u16
+/// Permission bits of a mode.
+fn perm(mode: u32) -> u16 {
+    (mode & 0o7777) as u16
 }

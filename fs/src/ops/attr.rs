@@ -1,5 +1,7 @@
 //! setattr: chmod, chown, truncate, utimens; and what Linux takes away on a write.
 
+use crate::acl::{self, Acl};
+use crate::errno::FsError;
 use crate::filesystem::{Attr, Ino, Kind, SetAttr, SetTime, Timespec};
 use crate::record::{Inode, inode_flags};
 use crate::txn::{Done, Txn, fail};
@@ -29,7 +31,10 @@ pub(crate) fn setattr(t: &mut Txn<'_>, ino: Ino, set: &SetAttr) -> Done<Attr> {
     let inode = &mut f.inode;
     inode.uid = set.uid.unwrap_or(inode.uid);
     inode.gid = set.gid.unwrap_or(inode.gid);
-    inode.perm = set.perm.map_or(inode.perm, |p| p & 0o7777);
+    if let Some(perm) = set.perm {
+        inode.perm = perm & 0o7777;
+        chmod_acl(t, ino, inode)?;
+    }
     let at = |time: SetTime, now: Timespec| match time {
         SetTime::Now => now,
         SetTime::At(time) => time,
@@ -40,6 +45,20 @@ pub(crate) fn setattr(t: &mut Txn<'_>, ino: Ino, set: &SetAttr) -> Done<Attr> {
     let attr = t.attr(ino, inode);
     t.put_inode(ino, f.inode);
     Ok(attr)
+}
+
+/// The access list follows the permission bits.
+fn chmod_acl(t: &mut Txn<'_>, ino: Ino, inode: &mut Inode) -> Done<()> {
+    if inode.flags & inode_flags::ACL == 0 {
+        return Ok(());
+    }
+    let map = t.xattrs(ino, inode)?;
+    let stored = map.get(acl::ACCESS).and_then(|bytes| Acl::parse(bytes).flatten());
+    let Some(mut list) = stored else {
+        return Err(FsError::corrupt(format!("the access list of inode {ino} is not valid")).into());
+    };
+    list.chmod(inode.perm);
+    t.set_xattr(ino, inode, acl::ACCESS, Some(list.to_bytes()))
 }
 
 /// What chown and a write by others do: suid goes, sgid goes if the group may execute (without, it
@@ -56,7 +75,6 @@ pub(crate) fn drop_privileges(t: &mut Txn<'_>, ino: Ino, inode: &mut Inode) -> D
 pub(crate) fn drop_capability(t: &mut Txn<'_>, ino: Ino, inode: &mut Inode) -> Done<()> {
     if inode.flags & inode_flags::CAPABILITY != 0 {
         t.set_xattr(ino, inode, CAPABILITY, None)?;
-        inode.flags &= !inode_flags::CAPABILITY;
     }
     Ok(())
 }

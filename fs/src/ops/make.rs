@@ -1,10 +1,13 @@
 //! lookup, and everything that makes a name: create, mknod, mkdir, symlink, link.
 
+use crate::acl::{self, Acl};
+use crate::errno::FsError;
 use crate::filesystem::{Attr, Caller, Ino, Kind};
 use crate::limits::LINKS_MAX;
 use crate::name;
-use crate::record::{Dirent, Inode};
+use crate::record::{Dirent, Inode, inode_flags};
 use crate::txn::{Done, Txn, fail};
+use bytes::Bytes;
 
 const S_ISGID: u16 = 0o2000;
 
@@ -34,6 +37,8 @@ pub(crate) fn lookup(t: &mut Txn<'_>, parent: Ino, name: &[u8]) -> Done<Attr> {
 pub(crate) struct New<'a> {
     pub(crate) kind: Kind,
     pub(crate) perm: u16,
+    /// Does not count where a default access list is inherited.
+    pub(crate) umask: u16,
     pub(crate) rdev: u32,
     pub(crate) target: &'a [u8],
 }
@@ -58,12 +63,17 @@ pub(crate) fn make(
     if is_dir && dir.nlink >= LINKS_MAX {
         return fail(libc::EMLINK);
     }
+    let inherited = inherited(t, parent, &dir, new)?;
+    let perm = match &inherited {
+        Some((list, _)) => new.perm & 0o7000 | list.mode(),
+        None => new.perm & !(new.umask & 0o777),
+    };
     let (gid, perm) = match dir.perm & S_ISGID {
-        0 => (caller.gid, new.perm),
-        _ => (dir.gid, if is_dir { new.perm | S_ISGID } else { new.perm }),
+        0 => (caller.gid, perm),
+        _ => (dir.gid, if is_dir { perm | S_ISGID } else { perm }),
     };
     let ino = t.new_ino((!is_dir).then(|| Txn::slot(parent)));
-    let inode = Inode {
+    let mut inode = Inode {
         kind: new.kind,
         perm,
         uid: caller.uid,
@@ -82,9 +92,35 @@ pub(crate) fn make(
         flags: 0,
         target: new.target.into(),
     };
+    if let Some((list, default)) = inherited {
+        if list.is_extended() {
+            t.set_xattr(ino, &mut inode, acl::ACCESS, Some(list.to_bytes()))?;
+        }
+        if is_dir {
+            t.set_xattr(ino, &mut inode, acl::DEFAULT, Some(default))?;
+        }
+    }
     t.make_inode(ino, inode.clone());
     t.set_dirent(parent, name, None, Some(Dirent { ino, kind: new.kind }))?;
     Ok((ino, inode))
+}
+
+/// The access list that a new node gets from its directory's default list, and that list itself.
+fn inherited(
+    t: &mut Txn<'_>,
+    parent: Ino,
+    dir: &Inode,
+    new: &New<'_>,
+) -> Done<Option<(Acl, Bytes)>> {
+    if dir.flags & inode_flags::DEFAULT_ACL == 0 || new.kind == Kind::Symlink {
+        return Ok(None);
+    }
+    let map = t.xattrs(parent, dir)?;
+    let Some(default) = map.get(acl::DEFAULT) else { return Ok(None) };
+    match Acl::parse(default).flatten() {
+        Some(list) => Ok(Some((list.inherited(new.perm), default.clone()))),
+        None => Err(FsError::corrupt(format!("the default list of {parent} is not valid")).into()),
+    }
 }
 
 /// mknod, mkdir, symlink: counts a reference.
@@ -105,7 +141,7 @@ pub(crate) fn create(
     t: &mut Txn<'_>,
     parent: Ino,
     name: &[u8],
-    perm: u16,
+    (perm, umask): (u16, u16),
     flags: i32,
     caller: Caller,
 ) -> Done<(Attr, u64)> {
@@ -119,7 +155,7 @@ pub(crate) fn create(
         t.count_lookup(dirent.ino);
         return Ok((attr, handle));
     }
-    let new = New { kind: Kind::File, perm, rdev: 0, target: &[] };
+    let new = New { kind: Kind::File, perm, umask, rdev: 0, target: &[] };
     let (ino, inode) = make(t, parent, name, &new, caller)?;
     t.count_lookup(ino);
     let handle = t.open_handle(ino);

@@ -76,7 +76,7 @@ pub(crate) fn rename(
         drop_target(t, target, inode)?;
     }
     if flags & libc::RENAME_WHITEOUT != 0 {
-        let whiteout = New { kind: Kind::Char, perm: 0, rdev: 0, target: &[] };
+        let whiteout = New { kind: Kind::Char, perm: 0, umask: 0, rdev: 0, target: &[] };
         make(t, parent, name, &whiteout, caller)?;
     }
     Ok(())

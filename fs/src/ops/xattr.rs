@@ -1,8 +1,8 @@
-//! Extended attributes. Namespaces `user`, `trusted` and `security` are stored; POSIX ACLs
-//! (`system.posix_acl_*`) are refused with `EOPNOTSUPP` rather than stored without effect.
+//! Extended attributes. Namespaces `user`, `trusted` and `security` are stored as they are; POSIX
+//! ACLs (`system.posix_acl_*`) are applied (`acl.rs`), never stored without effect.
 
-use super::attr::CAPABILITY;
-use crate::filesystem::{Ino, XattrMode};
+use crate::acl::{self, Acl};
+use crate::filesystem::{Ino, Kind, XattrMode};
 use crate::limits::{XATTR_LIST_MAX, XATTR_NAME_MAX, XATTR_TOTAL_MAX, XATTR_VALUE_MAX};
 use crate::record::inode_flags;
 use crate::txn::{Done, Txn, fail};
@@ -11,6 +11,9 @@ use bytes::Bytes;
 fn check(name: &[u8]) -> Done<()> {
     if name.len() > XATTR_NAME_MAX {
         return fail(libc::ERANGE);
+    }
+    if name == acl::ACCESS || name == acl::DEFAULT {
+        return Ok(());
     }
     let spaces: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
     match spaces.iter().any(|s| name.len() > s.len() && name.starts_with(s)) {
@@ -32,6 +35,28 @@ pub(crate) fn set(
     }
     let mut inode = t.inode(ino)?;
     let map = t.xattrs(ino, &inode)?;
+    if name == acl::ACCESS || name == acl::DEFAULT {
+        let access = name == acl::ACCESS;
+        let Some(list) = Acl::parse(value) else { return fail(libc::EINVAL) };
+        match inode.kind {
+            Kind::Symlink => return fail(libc::EOPNOTSUPP),
+            Kind::Directory => {}
+            _ if access => {}
+            _ => return fail(libc::EACCES),
+        }
+        if let Some(list) = list.as_ref().filter(|_| access) {
+            inode.perm = inode.perm & 0o7000 | list.mode();
+        }
+        if !list.is_some_and(|list| !access || list.is_extended()) {
+            // Nothing that the permission bits do not say.
+            if map.contains_key(name) {
+                t.set_xattr(ino, &mut inode, name, None)?;
+            }
+            inode.ctime = t.now;
+            t.put_inode(ino, inode);
+            return Ok(());
+        }
+    }
     match (map.contains_key(name), mode) {
         (true, XattrMode::Create) => return fail(libc::EEXIST),
         (false, XattrMode::Replace) => return fail(libc::ENODATA),
@@ -46,9 +71,6 @@ pub(crate) fn set(
         return fail(libc::ENOSPC);
     }
     t.set_xattr(ino, &mut inode, name, Some(value.clone()))?;
-    if name == CAPABILITY {
-        inode.flags |= inode_flags::CAPABILITY;
-    }
     inode.ctime = t.now;
     t.put_inode(ino, inode);
     Ok(())
@@ -57,7 +79,9 @@ pub(crate) fn set(
 pub(crate) fn get(t: &mut Txn<'_>, ino: Ino, name: &[u8]) -> Done<Bytes> {
     check(name)?;
     let inode = t.inode(ino)?;
-    if name == CAPABILITY && inode.flags & inode_flags::CAPABILITY == 0 {
+    // What the kernel asks for all the time costs nothing.
+    let flag = inode_flags::of_xattr(name);
+    if flag != 0 && inode.flags & flag == 0 {
         return fail(libc::ENODATA);
     }
     match t.xattrs(ino, &inode)?.get(name) {
@@ -83,9 +107,6 @@ pub(crate) fn remove(t: &mut Txn<'_>, ino: Ino, name: &[u8]) -> Done<()> {
         return fail(libc::ENODATA);
     }
     t.set_xattr(ino, &mut inode, name, None)?;
-    if name == CAPABILITY {
-        inode.flags &= !inode_flags::CAPABILITY;
-    }
     inode.ctime = t.now;
     t.put_inode(ino, inode);
     Ok(())
