@@ -86,6 +86,9 @@ pub(crate) struct FileEdit {
     has_dead: bool,
 }
 
+/// Directory, hash, name, and where it leads from now on.
+type NameChange = (Ino, u64, Box<[u8]>, Option<Dirent>);
+
 struct BlockChange {
     ino: Ino,
     block: u64,
@@ -110,7 +113,7 @@ pub(crate) struct Txn<'a> {
     pub(crate) now: Timespec,
     /// The last change of an inode is the one; `bool` = made here.
     inodes: Vec<(Ino, Option<Inode>, bool)>,
-    dirents: Vec<(Ino, u64, Box<[u8]>, Option<Dirent>)>,
+    dirents: Vec<NameChange>,
     blocks: Vec<BlockChange>,
     /// `blocks` is sorted.
     ascending: bool,

@@ -1,5 +1,7 @@
 //! The main paths of the filesystem, one after the other, over a volume in memory.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use bytes::Bytes;
 use fs::acl;
 use fs::filesystem::{Caller, FileSystem, FormatOptions, FsOptions, Kind, SetAttr, XattrMode};

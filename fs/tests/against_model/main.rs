@@ -4,6 +4,8 @@
 //! collisions common. Half of the runs have caches of a handful of entries, so that every
 //! operation misses and reloads.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod model;
 
 use bytes::Bytes;
