@@ -69,7 +69,8 @@ fn status_words(s: &Status, target: &Target) -> String {
     let mut line = |name: &str, text: String| {
         let _ = writeln!(out, "{:<12} {text}", format!("{name}:"));
     };
-    line("node", format!("bank {} shard {} of {}", s.bank, s.shard, s.shards));
+    let of = if s.shards > 0 { format!(" of {}", s.shards) } else { String::new() };
+    line("node", format!("bank {} shard {}{of}", s.bank, s.shard));
     let volume = s.volume.map_or("none".into(), |v| v.to_string());
     line("volume", volume);
     line("store", format!("{} ({})", s.store, role_words(s.role)));

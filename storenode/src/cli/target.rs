@@ -44,7 +44,7 @@ pub(super) struct Verified {
 
 pub(super) enum Target {
     Live(Box<Live>),
-    Stopped { disk: Offline, dir: PathBuf },
+    Stopped { disk: Box<Offline>, dir: PathBuf },
 }
 
 /// A running node and the runtime to speak to it.
@@ -80,7 +80,7 @@ impl Target {
     pub(super) fn open(args: &TargetArgs) -> Result<Self, Failure> {
         match (&args.dir, &args.url) {
             (Some(dir), _) => Offline::open(open_disk(dir)?)
-                .map(|disk| Self::Stopped { disk, dir: dir.clone() })
+                .map(|disk| Self::Stopped { disk: Box::new(disk), dir: dir.clone() })
                 .map_err(|e| cannot_open(dir, &e)),
             (None, Some(url)) => Live::open(url, args).map(|live| Self::Live(Box::new(live))),
             (None, None) => Err(Failure::usage("which node? give --url or --dir")),
