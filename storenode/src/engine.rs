@@ -67,6 +67,10 @@ pub(crate) struct SegmentFile {
     pub(crate) sidecar: AtomicBool,
     /// Parts of it are damaged: to be compacted away.
     pub(crate) damaged: AtomicBool,
+    /// Length of its head with the first entry.
+    pub(crate) head_len: AtomicU64,
+    /// Bytes of tombstones in it that must outlive older segments.
+    pub(crate) held: AtomicU64,
     /// What was applied at its end (parts above were pending there), and by when all of its parts
     /// were applied or void.
     pub(crate) bases: Mutex<(Version, Version)>,
@@ -78,6 +82,8 @@ impl SegmentFile {
             len: AtomicU64::new(len),
             sidecar: AtomicBool::new(false),
             damaged: AtomicBool::new(false),
+            head_len: AtomicU64::new(0),
+            held: AtomicU64::new(0),
             bases: Mutex::default(),
         }
     }

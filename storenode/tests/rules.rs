@@ -2,6 +2,7 @@
 #![cfg(feature = "server")]
 #![allow(clippy::unwrap_used)]
 
+#[allow(unreachable_pub)]
 mod support;
 
 use bytes::Bytes;
@@ -212,7 +213,7 @@ fn tombstones_go_by_the_floor_and_what_they_hid_stays_hidden() {
     }
     let log = n.service.status().space.log_bytes;
     assert!(log < 20_000, "{log} bytes of log for one record");
-    let as_of = v(1, 1);
+    let as_of = v(1, 2);
     n.attach(vec![]).unwrap();
     let late = [(b"k\x01".to_vec(), v(1, 2), Some(Bytes::from_static(b"late")))];
     let r = n.install(&late, as_of, InstallKind::Repair);
@@ -279,7 +280,7 @@ fn a_store_that_was_away_catches_up_by_delta_and_tail() {
         }
         last = v(1, seq);
     }
-    src.commit(v(1, 58));
+    src.commit(v(1, 59));
     assert_eq!(dst.position().position, v(1, 5));
     assert_eq!(dst.position().detached, Some((v(1, 51), v(1, 60))));
     let mut after = Vec::new();
@@ -288,19 +289,19 @@ fn a_store_that_was_away_catches_up_by_delta_and_tail() {
             since: v(1, 5),
             after: after.clone(),
             limit_bytes: 500,
-            through: v(1, 58),
+            through: v(1, 59),
         };
         let (Reply::Records { records, damaged, next, applied }, values) = src.call(r).unwrap()
         else {
             panic!()
         };
-        assert_eq!((applied, damaged.len()), (v(1, 58), 0));
+        assert_eq!((applied, damaged.len()), (v(1, 59), 0));
         let mut values = values.into_iter();
         let records: Vec<_> = records
             .into_iter()
             .map(|r| (r.key, r.version, r.len.map(|_| values.next().unwrap())))
             .collect();
-        dst.install(&records, v(1, 58), InstallKind::CatchUp).unwrap();
+        dst.install(&records, v(1, 59), InstallKind::CatchUp).unwrap();
         match next {
             Some(n) => {
                 after = n;
@@ -315,10 +316,10 @@ fn a_store_that_was_away_catches_up_by_delta_and_tail() {
     let dst = dst.crash();
     assert!(dst.service.status().cursor.is_some(), "the cursor survives");
     dst.attach(vec![]).unwrap();
-    let bad = dst.call(Request::Join { at: v(1, 58), reach: v(1, 61) });
+    let bad = dst.call(Request::Join { at: v(1, 59), reach: v(1, 61) });
     assert!(matches!(bad, Err(NodeError::NotThere { .. })));
-    let p = position(dst.call(Request::Join { at: v(1, 58), reach: v(1, 58) })).unwrap();
-    assert_eq!((p.position, p.applied, p.detached), (v(1, 60), v(1, 58), None));
+    let p = position(dst.call(Request::Join { at: v(1, 59), reach: v(1, 59) })).unwrap();
+    assert_eq!((p.position, p.applied, p.detached), (v(1, 60), v(1, 59), None));
     assert_eq!(dst.service.status().cursor, None);
     let dst = dst.crash();
     assert_eq!(dst.position().position, v(1, 60));

@@ -104,6 +104,7 @@ impl Engine {
             ordinal: s.ordinal,
             rows,
         };
+        file.held.store(sidecar.held(), Ordering::Relaxed);
         // A sidecar is a convenience: without space there is none.
         match sidecar.save(&*self.disk) {
             Ok(()) => {}
@@ -195,37 +196,41 @@ impl Engine {
 
     /// The next segment to compact: the one with the smallest current share, or small ones.
     fn candidate(&self) -> Option<u32> {
-        let mut sealed: Vec<(u32, u64, bool)> = {
+        let n = |a: &std::sync::atomic::AtomicU64| a.load(Ordering::Relaxed);
+        let mut sealed = Vec::new();
+        {
             let files = self.files.read();
-            files
-                .iter()
-                .filter(|(_, f)| f.sidecar.load(Ordering::Relaxed))
-                .map(|(n, f)| {
-                    (*n, f.len.load(Ordering::Relaxed), f.damaged.load(Ordering::Relaxed))
-                })
-                .collect()
-        };
-        // The last one's head is the state's only home.
-        let last = self.files.read().last_key_value().map(|(n, _)| *n);
-        sealed.retain(|(n, ..)| Some(*n) != last);
+            // The last one's head is the state's only home.
+            let last = files.last_key_value().map(|(n, _)| *n);
+            for (i, (number, f)) in files.iter().enumerate() {
+                if Some(*number) != last && f.sidecar.load(Ordering::Relaxed) {
+                    // Nothing older: its tombstones hide nothing.
+                    let held = if i == 0 { 0 } else { n(&f.held) };
+                    let payload = n(&f.len).saturating_sub(n(&f.head_len));
+                    sealed.push((*number, payload, held, f.damaged.load(Ordering::Relaxed)));
+                }
+            }
+        }
+        if let Some((number, ..)) = sealed.iter().find(|(.., damaged)| *damaged) {
+            return Some(*number);
+        }
         let index = self.index.read();
-        if let Some((n, ..)) = sealed.iter().find(|(.., damaged)| *damaged) {
-            return Some(*n);
+        let mut best: Option<(u64, u32)> = None;
+        let mut small = Vec::new();
+        for (number, payload, held, _) in sealed {
+            let current = index.live_in(number) + held;
+            let gain = payload.saturating_sub(current);
+            let share = current * 100 / payload.max(1);
+            let worth = share <= LIVE_PERCENT && gain >= self.settings.segment_bytes / 8;
+            if (worth || current == 0) && best.is_none_or(|b| (share, number) < b) {
+                best = Some((share, number));
+            }
+            if payload < self.settings.segment_bytes / 4 {
+                small.push(number);
+            }
         }
-        let sparse = sealed
-            .iter()
-            .map(|(n, len, _)| (index.live_in(*n) * 100 / (*len).max(1), *n))
-            .filter(|(share, _)| *share <= LIVE_PERCENT)
-            .min();
-        if let Some((_, n)) = sparse {
-            return Some(n);
-        }
-        let small: Vec<u32> = sealed
-            .iter()
-            .filter(|(_, len, _)| *len < self.settings.segment_bytes / 4)
-            .map(|(n, ..)| *n)
-            .collect();
-        if small.len() >= SMALL_SEGMENTS { small.first().copied() } else { None }
+        let merge = (small.len() >= SMALL_SEGMENTS).then(|| small[0]);
+        best.map(|(_, number)| number).or(merge)
     }
 
     /// Moves what is current out of a segment and removes it.

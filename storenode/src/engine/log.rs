@@ -63,6 +63,8 @@ struct Active {
     offset: u64,
     allocated: u64,
     seed: u32,
+    /// Where the second entry begins.
+    first: u64,
 }
 
 /// The end of the log; whoever holds it writes.
@@ -94,6 +96,10 @@ impl Tail {
     /// Reserved but unused bytes of the segment that is written to.
     pub(crate) fn unused(&self) -> u64 {
         self.active.as_ref().map_or(0, |a| a.allocated.saturating_sub(a.offset))
+    }
+    /// Length of the head of the segment that is written to, first entry included.
+    pub(crate) fn head_len(&self) -> u64 {
+        self.active.as_ref().map_or(0, |a| a.first)
     }
     /// Bytes in the segment that is written to.
     pub(crate) fn used(&self) -> u64 {
@@ -311,7 +317,10 @@ impl Log {
             match file.allocate(allocated) {
                 Err(e) if is_full(&e) => {
                     allocated = (first + total + SMALL_RESERVATION).min(allocated);
-                    file.allocate(allocated)?;
+                    if file.allocate(allocated).is_err() {
+                        allocated = first + total;
+                        file.allocate(allocated)?;
+                    }
                 }
                 other => other?,
             }
@@ -328,7 +337,7 @@ impl Log {
                 0,
             )?;
             self.disk.sync_dir()?;
-            Ok(Active { number, file, offset: first, allocated, seed })
+            Ok(Active { number, file, offset: first, allocated, seed, first })
         });
         match made {
             Ok(active) => {

@@ -58,6 +58,8 @@ struct Replay {
     previous_number: Option<u32>,
     previous: Option<(u32, u64)>,
     unsynced: Vec<Unsynced>,
+    /// Bytes of the last segment to be written again where they are.
+    again_in_place: Option<(u64, Bytes)>,
 }
 
 impl Replay {
@@ -229,6 +231,12 @@ impl Engine {
             }
             SegmentHead::Bad => {}
         }
+        let at = SEGMENT_HEAD_LEN as usize;
+        let seed = super::entry::seed(self.owner.store, number);
+        if let Some(h) = head.get(at..).and_then(|b| Header::decode(b, seed, at as u64)) {
+            let len = SEGMENT_HEAD_LEN + super::entry::entry_len(h.len as usize);
+            file.head_len.store(len, Ordering::Relaxed);
+        }
         // The next segment knows where this one ends.
         let next_snapshot = match next {
             Some(n) => head_snapshot(&self.file_head(n)?, self.owner.store, n),
@@ -288,6 +296,7 @@ impl Engine {
         file.len.store(s.segment_len, Ordering::Relaxed);
         file.sidecar.store(true, Ordering::Relaxed);
         r.ordinal = r.ordinal.max(s.ordinal);
+        file.held.store(s.held(), Ordering::Relaxed);
         let mut index = self.index.write();
         for row in &s.rows {
             let place = Place { segment: s.segment, offset: row.offset };
@@ -401,16 +410,16 @@ impl Engine {
             }
         }
         let mut end = if last && !read_only { synced } else { s.end };
-        // A tail of marks alone holds nothing that would have to be written again; a head was synced
-        // if the segments before it are gone, and says nothing new if they are there.
+        // Marks, and a head, are written again where they are: they are few, and with them this
+        // segment ends where it says.
         if r.unsynced.iter().all(|u| matches!(u.header.kind, Kind::Mark | Kind::Snapshot)) {
             for u in std::mem::take(&mut r.unsynced) {
-                if u.header.kind == Kind::Snapshot {
-                    end = end.max(u64::from(u.place.offset) + u.payload.len() as u64);
-                    end = end.next_multiple_of(8);
-                }
                 let w = Written { place: u.place, end: 0 };
                 self.replay_entry(r, &mut core, &u.header, u.payload, w, u.full);
+            }
+            if end < s.end {
+                r.again_in_place = Some((end, bytes.slice(end as usize..s.end as usize)));
+                end = s.end;
             }
         }
         r.previous = Some((number, end));
@@ -567,7 +576,7 @@ impl Engine {
             self.verdict(r, &mut core);
         }
         if !read_only && let Some((last, len)) = r.previous {
-            self.seal_last(last, len)?;
+            self.seal_last(last, len, r.again_in_place.take())?;
         }
         let mut core = self.core.lock();
         self.apply(&mut core);
@@ -589,7 +598,12 @@ impl Engine {
     }
 
     /// Cuts what is torn off the last segment and makes the rest durable.
-    fn seal_last(&self, number: u32, len: u64) -> Result<(), OpenError> {
+    fn seal_last(
+        &self,
+        number: u32,
+        len: u64,
+        again: Option<(u64, Bytes)>,
+    ) -> Result<(), OpenError> {
         let Some(file) = self.files.read().get(&number).cloned() else { return Ok(()) };
         let name = segment_name(number);
         if len <= SEGMENT_HEAD_LEN {
@@ -599,6 +613,9 @@ impl Engine {
             self.disk.sync_dir().map_err(io_error(name.as_str()))?;
             self.files.write().remove(&number);
             return Ok(());
+        }
+        if let Some((at, bytes)) = again {
+            file.file.write_at(&[&bytes], at).map_err(io_error(name.as_str()))?;
         }
         if file.file.len().map_err(io_error(name.as_str()))? != len {
             file.file.truncate(len).map_err(io_error(name.as_str()))?;

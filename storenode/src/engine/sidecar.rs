@@ -53,6 +53,11 @@ pub(crate) struct Sidecar {
 }
 
 impl Sidecar {
+    /// Bytes of tombstones: they stay as long as there are older segments.
+    pub(crate) fn held(&self) -> u64 {
+        self.rows.iter().filter(|r| r.len.is_none()).map(|r| 40 + r.key.len() as u64).sum()
+    }
+
     pub(crate) fn save(&self, disk: &dyn Disk) -> io::Result<()> {
         disk.replace(&sidecar_name(self.segment), &seal(MAGIC, self))
     }

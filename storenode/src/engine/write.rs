@@ -66,7 +66,9 @@ impl Engine {
             f.len.store(len, Ordering::Relaxed);
             f.bases.lock().0 = head_base;
         }
-        files.insert(number, Arc::new(SegmentFile::new(file, 0)));
+        let file = SegmentFile::new(file, 0);
+        file.head_len.store(tail.head_len(), Ordering::Relaxed);
+        files.insert(number, Arc::new(file));
         drop(files);
         tracing::debug!(number, before, "new segment");
     }

@@ -183,12 +183,15 @@ impl Node {
         self.service.tick(Duration::from_secs(1));
     }
     pub fn maintain(&self) {
-        for _ in 0..100 {
+        let mut files = Vec::new();
+        for _ in 0..2000 {
             if !self.service.maintain() {
                 return;
             }
+            let len = |f: &String| (f.clone(), self.disk.content(f).map_or(0, |c| c.len()));
+            files.push(self.log_files().iter().map(len).collect::<Vec<_>>());
         }
-        panic!("maintenance does not end");
+        panic!("maintenance does not end: {:?}", &files[1995..]);
     }
     /// Power cut and start.
     pub fn crash(self) -> Self {
