@@ -47,6 +47,9 @@ pub struct Limits {
     pub scrub_bytes_per_refresh: u64,
     /// Pace of catch-up and refill, bytes per second.
     pub refill_bytes_per_s: u64,
+    /// What was read from two banks is re-read from all three behind the reader's back, at most so
+    /// many bytes per second; more is left to the scrub.
+    pub check_behind_bytes_per_s: u64,
     /// Repairs waiting, at most; more are found again by the next refresh.
     pub repair_queue: usize,
 }
@@ -73,6 +76,7 @@ impl Default for Limits {
             refresh_interval_s: 60,
             scrub_bytes_per_refresh: 256 << 20,
             refill_bytes_per_s: 400 << 20,
+            check_behind_bytes_per_s: 16 << 20,
             repair_queue: 4_096,
         }
     }

@@ -6,7 +6,7 @@ use crate::link::{position_of, status_of, unexpected};
 use crate::metrics::Metrics;
 use crate::opening::{Choice, Fenced, Plan, Refusal, ShardPlan, ShardTails, choose, decide, owned};
 use crate::replicated::{Nodes, OpenOptions};
-use crate::shared::{RepairOrder, Shared};
+use crate::shared::{CheckOrder, RepairOrder, Shared};
 use crate::status::node_statuses;
 use crate::writer::{Core, Replica, Shard};
 use bytes::Bytes;
@@ -127,7 +127,7 @@ pub(crate) async fn open(
     nodes: Nodes,
     limits: Limits,
     options: OpenOptions,
-) -> Result<(Shared, mpsc::Receiver<RepairOrder>), OpenError> {
+) -> Result<(Shared, Orders), OpenError> {
     let mut opener = Opener { nodes, limits, options, volume: VolumeId::ZERO, epoch: 0, nonce: 0 };
     opener.wait_for_holder().await?;
     let (choice, fenced) = opener.fence().await?;
@@ -154,6 +154,15 @@ struct Opener {
     epoch: u64,
     nonce: u64,
 }
+
+/// Work for the repair tasks.
+pub(crate) struct Orders {
+    pub(crate) to_repair: mpsc::Receiver<RepairOrder>,
+    pub(crate) to_check: mpsc::Receiver<CheckOrder>,
+}
+
+/// Reads waiting to be checked on all banks; each holds the keys of one read.
+const CHECKS_WAITING: usize = 256;
 
 /// Fences tried before giving up: each was lost to another opener.
 const FENCE_TRIES: usize = 20;
@@ -551,7 +560,7 @@ impl Opener {
         choice: &Choice,
         tails: &[ShardTails],
         bytes: TailBytes,
-    ) -> (Shared, mpsc::Receiver<RepairOrder>) {
+    ) -> (Shared, Orders) {
         let mut shards = Vec::new();
         for (i, p) in plan.shards.iter().enumerate() {
             let c = &choice.shards[i];
@@ -579,7 +588,8 @@ impl Opener {
         }
         let mut core = Core::new(self.epoch, self.nonce, plan.cut, shards);
         core.ends = plan.ends.into();
-        let (repairs, orders) = mpsc::channel(self.limits.repair_queue);
+        let (repairs, to_repair) = mpsc::channel(self.limits.repair_queue);
+        let (checks, to_check) = mpsc::channel(CHECKS_WAITING);
         let watermark = core.watermark;
         let shared = Shared {
             core: Mutex::new(core),
@@ -593,9 +603,10 @@ impl Opener {
             seal_bell: Notify::new(),
             stop: watch::channel(false).0,
             repairs,
+            checks,
             metrics: Metrics::default(),
             started: Instant::now(),
         };
-        (shared, orders)
+        (shared, Orders { to_repair, to_check })
     }
 }

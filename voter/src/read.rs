@@ -97,7 +97,10 @@ async fn vote_chunk(
             return Err(VolumeError::Fenced(f.clone()));
         }
         let why = match attempt(shared, shard, keys, limit).await {
-            Ok(Ok(v)) => return Ok(v),
+            Ok(Ok(v)) => {
+                check_behind(shared, shard, keys, &v);
+                return Ok(v);
+            }
             // A verdict of "not decidable" with all three heard does not change by asking again...
             Ok(Err(NoVerdict { why: w, heard })) => {
                 if heard >= 3 {
@@ -116,6 +119,19 @@ async fn vote_chunk(
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(Duration::from_millis(200));
     }
+}
+
+fn check_behind(shared: &Arc<Shared>, shard: u16, keys: &[Key], voted: &[Voted]) {
+    let mut bytes = 0;
+    let found = keys.iter().zip(voted).filter_map(|(k, v)| match v {
+        Voted::Record { value: Some(value), .. } => {
+            bytes += value.len() as u64;
+            Some(k.clone())
+        }
+        _ => None,
+    });
+    let found = found.collect();
+    shared.order_check(shard, found, bytes);
 }
 
 struct NoVerdict {
@@ -576,6 +592,8 @@ async fn merge(
             }
         }
     }
+    let bytes = records.values().map(|s: &Stored| s.value.len() as u64).sum();
+    shared.order_check(shard, records.keys().cloned().collect(), bytes);
     Ok((records, next))
 }
 

@@ -4,8 +4,9 @@
 
 use crate::link::unexpected;
 use crate::metrics::add;
+use crate::pace::Pace;
 use crate::read::{Voted, ask, conclude, hex, tabulate};
-use crate::shared::{RepairOrder, Shared, stopped};
+use crate::shared::{CheckOrder, RepairOrder, Shared, stopped};
 use crate::vote::{Ballot, Fix, Verdict, fixes, tally};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
@@ -38,6 +39,28 @@ pub(crate) async fn run(shared: Arc<Shared>, mut orders: mpsc::Receiver<RepairOr
             if let Err(why) = mend(&shared, shard, &keys).await {
                 tracing::debug!(shard, %why, "not repaired now; the refresh will try again");
             }
+        }
+    }
+}
+
+/// Looks at what was read on all banks, at its pace, until the mount closes: this is what makes every
+/// access heal, whichever two banks it asked.
+pub(crate) async fn check_behind(shared: Arc<Shared>, mut orders: mpsc::Receiver<CheckOrder>) {
+    let rate = shared.limits.check_behind_bytes_per_s;
+    let mut pace = Pace::new(rate, rate, shared.now());
+    loop {
+        let order = tokio::select! {
+            o = orders.recv() => o,
+            () = stopped(shared.stop.subscribe()) => return,
+        };
+        let Some(order) = order else { return };
+        // A key costs a request's share even when its value is small.
+        let cost = order.bytes + 256 * order.keys.len() as u64;
+        if pace.take(cost, shared.now()).is_err() {
+            continue;
+        }
+        if let Err(why) = mend(&shared, order.shard, &order.keys).await {
+            tracing::debug!(shard = order.shard, %why, "not checked behind a read");
         }
     }
 }

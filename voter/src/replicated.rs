@@ -144,7 +144,8 @@ impl Replicated {
             }
         }
         tasks.push(tokio::spawn(seal(shared.clone())));
-        tasks.push(tokio::spawn(repair::run(shared.clone(), orders)));
+        tasks.push(tokio::spawn(repair::run(shared.clone(), orders.to_repair)));
+        tasks.push(tokio::spawn(repair::check_behind(shared.clone(), orders.to_check)));
         tasks.push(tokio::spawn(refresh::run(shared.clone(), kick_refresh.clone())));
         tasks.push(tokio::spawn(watch_space(shared.clone())));
         let this = Self { shared, tasks: Mutex::new(tasks), kick_refresh, space: Mutex::new(None) };

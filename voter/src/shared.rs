@@ -23,6 +23,15 @@ pub(crate) struct RepairOrder {
     pub(crate) key: Vec<u8>,
 }
 
+/// Records that were just read from two banks, to be looked at on all three ("check behind").
+#[derive(Clone, Debug)]
+pub(crate) struct CheckOrder {
+    pub(crate) shard: u16,
+    pub(crate) keys: Vec<Vec<u8>>,
+    /// Of their values.
+    pub(crate) bytes: u64,
+}
+
 /// See the module.
 pub(crate) struct Shared {
     pub(crate) core: Mutex<Core>,
@@ -42,6 +51,8 @@ pub(crate) struct Shared {
     pub(crate) stop: watch::Sender<bool>,
     /// Bounded; a full queue loses nothing, the next refresh finds the record again.
     pub(crate) repairs: mpsc::Sender<RepairOrder>,
+    /// Bounded; what does not fit is left to the scrub.
+    pub(crate) checks: mpsc::Sender<CheckOrder>,
     pub(crate) metrics: Metrics,
     pub(crate) started: Instant,
 }
@@ -195,6 +206,14 @@ impl Shared {
     pub(crate) fn order_repair(&self, shard: u16, key: Vec<u8>) {
         if self.repairs.try_send(RepairOrder { shard, key }).is_err() {
             tracing::debug!(shard, "repair queue is full; the next refresh will find the record");
+        }
+    }
+
+    /// Has what was just read looked at on all banks, soon: the vote compares heads, and a value that
+    /// rotted on a bank that only gave its head would stay unseen.
+    pub(crate) fn order_check(&self, shard: u16, keys: Vec<Vec<u8>>, bytes: u64) {
+        if !keys.is_empty() {
+            let _ = self.checks.try_send(CheckOrder { shard, keys, bytes });
         }
     }
 
