@@ -239,3 +239,73 @@ async fn large_files_go_in_the_background_and_survive_a_crash_in_between() {
     assert_eq!((report.inodes, report.blocks, report.orphans), (1, 0, 0));
     assert!(report.is_clean(), "{:?}", report.problems);
 }
+
+#[tokio::test]
+async fn a_sequential_reader_is_read_ahead() {
+    let (memory, fs) = fresh(FsOptions::default()).await;
+    let (f, h) = fs.create(ROOT, b"f", 0o644, 0, libc::O_RDWR, ME).await.unwrap();
+    let mib: Vec<u8> = (0..1u32 << 20).map(|i| (i >> 9) as u8 | 1).collect();
+    for i in 0..16u64 {
+        fs.write(f.ino, h, i << 20, Bytes::from(mib.clone()), false, false).await.unwrap();
+    }
+    fs.sync_all().await.unwrap();
+    fs.drop_caches();
+    let before = memory.counts();
+    let step = 128 << 10;
+    for i in 0..128u64 {
+        let got = fs.read(f.ino, h, i * step, step as u32).await.unwrap().concat();
+        let at = (i * step) as usize % mib.len();
+        assert!(got == mib[at..at + got.len()] && got.len() == step as usize);
+    }
+    let after = memory.counts();
+    assert_eq!(after.keys - before.keys, 1024 + 1, "every block once, and the inode");
+    assert!(after.gets - before.gets < 30, "{} requests", after.gets - before.gets);
+}
+
+#[tokio::test]
+async fn a_large_directory_pages() {
+    let caches = fs::limits::CacheLimits { dirents: 500, ..Default::default() };
+    let (memory, fs) = fresh(FsOptions { caches, ..FsOptions::default() }).await;
+    let n = 3000;
+    for i in 0..n {
+        fs.mknod(ROOT, format!("f{i}").as_bytes(), libc::S_IFREG, 0, 0, ME).await.unwrap();
+    }
+    fs.drop_caches();
+    let before = memory.counts();
+    let (mut cookie, mut names) = (0, std::collections::BTreeSet::new());
+    loop {
+        let page = fs.readdir(ROOT, cookie, true, 300).await.unwrap();
+        let Some(last) = page.last() else { break };
+        cookie = last.cookie;
+        names.extend(page.into_iter().map(|e| e.name));
+    }
+    let after = memory.counts();
+    assert_eq!(names.len(), n + 2);
+    assert!(after.scans - before.scans <= 12, "{} scans", after.scans - before.scans);
+    assert_eq!(fs.lookup(ROOT, b"f2999").await.unwrap().nlink, 1);
+    assert_eq!(fs.lookup(ROOT, b"none").await.unwrap_err().errno, libc::ENOENT);
+    let counts = memory.counts();
+    fs.mknod(ROOT, b"none", libc::S_IFREG, 0, 0, ME).await.unwrap();
+    assert_eq!(memory.counts().gets, counts.gets, "what was looked up need not be asked again");
+}
+
+#[tokio::test]
+async fn names_only_changes_wait_for_no_read() {
+    let (memory, fs) = fresh(FsOptions::default()).await;
+    fs.drop_caches();
+    let d = fs.mkdir(ROOT, b"d", 0o755, 0, ME).await.unwrap();
+    let before = memory.counts();
+    for i in 0..100 {
+        let name = format!("f{i}");
+        assert!(fs.lookup(d.ino, name.as_bytes()).await.is_err());
+        let (f, h) = fs.create(d.ino, name.as_bytes(), 0o644, 0, 0, ME).await.unwrap();
+        fs.write(f.ino, h, 0, Bytes::from_static(b"data"), false, false).await.unwrap();
+        fs.release(h);
+        fs.rename(d.ino, name.as_bytes(), ROOT, name.as_bytes(), 0, ME).await.unwrap();
+        assert!(fs.getxattr(f.ino, b"security.capability").await.is_err());
+        fs.unlink(ROOT, name.as_bytes()).await.unwrap();
+    }
+    let after = memory.counts();
+    assert_eq!((after.gets, after.scans), (before.gets, before.scans));
+    assert_eq!(after.submits - before.submits, 400, "one group each");
+}

@@ -9,6 +9,7 @@ use crate::record::{Dirent, Inode, Record};
 use crate::state::{Changed, State, XattrMap};
 use crate::txn::{Done, Miss, Stop, Txn};
 use bytes::Bytes;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::SystemTime;
 use tokio::sync::Notify;
@@ -41,20 +42,26 @@ struct BlockLoad {
     blocks: Vec<u64>,
 }
 
-/// A load in flight; changes since `began` win over what it brings. Dropping it, however the load
-/// ends, lets the log of changes shrink and wakes who waits for its blocks.
-struct Flight<'a> {
-    fs: &'a FileSystem,
+/// What a load has to undo when it ends.
+struct Landing {
+    /// Changes since then win over what it brings.
     began: u64,
     /// Blocks that others may wait for.
     blocks: Option<(Ino, Vec<u64>, Arc<Notify>)>,
 }
 
-impl Drop for Flight<'_> {
+/// A load in flight. Dropping it, however the load ends, lets the log of changes shrink and wakes
+/// who waits for its blocks.
+struct Flight<F: Deref<Target = FileSystem>> {
+    fs: F,
+    landing: Landing,
+}
+
+impl<F: Deref<Target = FileSystem>> Drop for Flight<F> {
     fn drop(&mut self) {
         let mut st = self.fs.state.lock();
-        st.log.end(self.began);
-        if let Some((ino, blocks, notify)) = self.blocks.take() {
+        st.log.end(self.landing.began);
+        if let Some((ino, blocks, notify)) = self.landing.blocks.take() {
             for b in blocks {
                 st.inflight.remove(&(ino, b));
             }
@@ -97,7 +104,10 @@ impl FileSystem {
                         st.trim();
                         return Err(e);
                     }
-                    Err(Stop::Miss(miss)) => self.take_off(&mut st, miss),
+                    Err(Stop::Miss(miss)) => {
+                        let (load, landing) = take_off(&mut st, miss);
+                        (load, Flight { fs: self, landing })
+                    }
                 }
             };
             self.load(load, flight).await?;
@@ -105,46 +115,10 @@ impl FileSystem {
         Err(FsError::because(libc::EIO, format!("no progress in {ATTEMPTS_MAX} attempts")))
     }
 
-    /// Registers the load of what was missed, in the same critical section that missed it.
-    fn take_off(&self, st: &mut State, miss: Miss) -> (Load, Flight<'_>) {
-        let mut flight = Flight { fs: self, began: st.log.begin(), blocks: None };
-        let load = match miss {
-            Miss::Blocks { ino, blocks } => {
-                let ours: Vec<u64> = blocks
-                    .iter()
-                    .copied()
-                    .filter(|b| !st.inflight.contains_key(&(ino, *b)))
-                    .collect();
-                match (ours.is_empty(), blocks.first()) {
-                    (true, Some(&b)) => match st.inflight.get(&(ino, b)) {
-                        Some(notify) => Load::Wait(notify.clone().notified_owned()),
-                        None => Load::Plain(Miss::Blocks { ino, blocks }),
-                    },
-                    _ => {
-                        let notify = Arc::new(Notify::new());
-                        for &b in &ours {
-                            st.inflight.insert((ino, b), notify.clone());
-                        }
-                        flight.blocks = Some((ino, ours.clone(), notify));
-                        Load::Blocks(BlockLoad { ino, blocks: ours })
-                    }
-                }
-            }
-            Miss::DirPage { dir, from } => {
-                Load::Names { dir, from, to: from, id: st.dirs.ensure(dir) }
-            }
-            Miss::Dirent { dir, entries, hash, .. } if entries <= DIR_WHOLE_MAX => {
-                Load::Names { dir, from: HASH_MIN, to: hash, id: st.dirs.ensure(dir) }
-            }
-            other => Load::Plain(other),
-        };
-        (load, flight)
-    }
-
-    async fn load(&self, load: Load, flight: Flight<'_>) -> Result<()> {
+    async fn load(&self, load: Load, flight: Flight<&FileSystem>) -> Result<()> {
         match load {
             Load::Blocks(BlockLoad { ino, blocks }) => {
-                self.load_blocks(ino, &blocks, &flight).await
+                self.load_blocks(ino, &blocks, flight.landing.began).await
             }
             Load::Wait(notified) => {
                 drop(flight);
@@ -153,23 +127,23 @@ impl FileSystem {
                 Ok(())
             }
             Load::Names { dir, from, to, id } => self.load_names(dir, (from, to), id).await,
-            Load::Plain(Miss::Inodes(inos)) => self.load_inodes(&inos, &flight).await,
+            Load::Plain(Miss::Inodes(inos)) => self.load_inodes(&inos, flight.landing.began).await,
             Load::Plain(Miss::Dirent { dir, hash, name, .. }) => {
-                self.load_dirent(dir, hash, name, &flight).await
+                self.load_dirent(dir, hash, name, flight.landing.began).await
             }
-            Load::Plain(Miss::Xattrs(ino)) => self.load_xattrs(ino, &flight).await,
+            Load::Plain(Miss::Xattrs(ino)) => self.load_xattrs(ino, flight.landing.began).await,
             Load::Plain(Miss::Reclaim(ino)) => {
                 drop(flight);
                 Box::pin(self.reclaim_step(ino)).await.map(|_| ())
             }
             Load::Plain(Miss::Blocks { ino, blocks }) => {
-                self.load_blocks(ino, &blocks, &flight).await
+                self.load_blocks(ino, &blocks, flight.landing.began).await
             }
             Load::Plain(Miss::DirPage { .. }) => Ok(()),
         }
     }
 
-    async fn load_inodes(&self, inos: &[Ino], flight: &Flight<'_>) -> Result<()> {
+    async fn load_inodes(&self, inos: &[Ino], began: u64) -> Result<()> {
         let keys = inos.iter().map(|&i| self.geo.keys.inode(i)).collect();
         let found = self.volume.get(keys).await?;
         let mut decoded = Vec::with_capacity(inos.len());
@@ -181,7 +155,7 @@ impl FileSystem {
             decoded.push((ino, inode));
         }
         let mut st = self.state.lock();
-        let changed = st.log.since(flight.began);
+        let changed = st.log.since(began);
         for (ino, inode) in decoded {
             if !changed.contains(&Changed::Inode(ino)) && st.inodes.peek(&ino).is_none() {
                 st.inodes.insert(ino, inode, 1);
@@ -191,13 +165,7 @@ impl FileSystem {
     }
 
     /// A name, and the inode it leads to, which is what comes next.
-    async fn load_dirent(
-        &self,
-        dir: Ino,
-        hash: u64,
-        name: Vec<u8>,
-        flight: &Flight<'_>,
-    ) -> Result<()> {
+    async fn load_dirent(&self, dir: Ino, hash: u64, name: Vec<u8>, began: u64) -> Result<()> {
         let found = self.volume.get(vec![self.geo.keys.dirent(dir, hash, &name)]).await?;
         let what = || format!("entry {:?} of {dir}", String::from_utf8_lossy(&name));
         let dirent = match found.into_iter().next().flatten() {
@@ -206,13 +174,13 @@ impl FileSystem {
         };
         let next = {
             let mut st = self.state.lock();
-            if !st.log.since(flight.began).contains(&Changed::Dirent(dir, hash)) {
+            if !st.log.since(began).contains(&Changed::Dirent(dir, hash)) {
                 st.dirs.set(dir, hash, &name, dirent);
             }
             dirent.map(|d| d.ino).filter(|ino| st.inodes.peek(ino).is_none())
         };
         match next {
-            Some(ino) => self.load_inodes(&[ino], flight).await,
+            Some(ino) => self.load_inodes(&[ino], began).await,
             None => Ok(()),
         }
     }
@@ -246,7 +214,7 @@ impl FileSystem {
         }
     }
 
-    async fn load_xattrs(&self, ino: Ino, flight: &Flight<'_>) -> Result<()> {
+    async fn load_xattrs(&self, ino: Ino, began: u64) -> Result<()> {
         let (shard, mut start, end) = self.geo.keys.xattrs(ino);
         let (mut map, mut total) = (XattrMap::new(), 0);
         loop {
@@ -266,18 +234,18 @@ impl FileSystem {
             }
         }
         let mut st = self.state.lock();
-        if !st.log.since(flight.began).contains(&Changed::Xattrs(ino)) {
+        if !st.log.since(began).contains(&Changed::Xattrs(ino)) {
             st.put_xattrs(ino, Arc::new(map));
         }
         Ok(())
     }
 
-    async fn load_blocks(&self, ino: Ino, blocks: &[u64], flight: &Flight<'_>) -> Result<()> {
+    async fn load_blocks(&self, ino: Ino, blocks: &[u64], began: u64) -> Result<()> {
         let keys = blocks.iter().map(|&b| self.geo.keys.block(ino, b)).collect();
         let found = self.volume.get(keys).await?;
         let bs = self.geo.block_size as usize;
         let mut st = self.state.lock();
-        let changed = st.log.since(flight.began);
+        let changed = st.log.since(began);
         for (&b, stored) in blocks.iter().zip(found) {
             let value = stored.map_or_else(Bytes::new, |s| s.value);
             if value.len() > bs {
@@ -297,28 +265,61 @@ impl FileSystem {
             return;
         }
         let Some(fs) = self.me.upgrade() else { return };
-        let wanted = {
+        let (load, landing) = {
             let mut st = self.state.lock();
             let txn = Txn::new(&mut st, &self.geo, Timespec::default());
-            wanted_blocks(txn, ino, from, to)
+            let blocks = wanted_blocks(txn, ino, from, to);
+            if blocks.is_empty() {
+                return;
+            }
+            // Registered before the task runs, so that the reader waits for it and does not ask
+            // twice.
+            take_off(&mut st, Miss::Blocks { ino, blocks })
         };
-        if wanted.is_empty() {
-            return;
-        }
+        let flight = Flight { fs, landing };
         tokio::spawn(async move {
-            let (load, flight) = {
-                let mut st = fs.state.lock();
-                fs.take_off(&mut st, Miss::Blocks { ino, blocks: wanted })
-            };
+            let fs = &flight.fs;
             if let Load::Blocks(load) = load
-                && let Err(e) = fs.load_blocks(load.ino, &load.blocks, &flight).await
+                && let Err(e) = fs.load_blocks(load.ino, &load.blocks, flight.landing.began).await
             {
                 tracing::debug!(ino, error = %e, "read-ahead failed");
             }
+            let fs = fs.clone();
             drop(flight);
             fs.state.lock().trim();
         });
     }
+}
+
+/// Registers the load of what was missed, in the same critical section that missed it.
+fn take_off(st: &mut State, miss: Miss) -> (Load, Landing) {
+    let mut landing = Landing { began: st.log.begin(), blocks: None };
+    let load = match miss {
+        Miss::Blocks { ino, blocks } => {
+            let ours: Vec<u64> =
+                blocks.iter().copied().filter(|b| !st.inflight.contains_key(&(ino, *b))).collect();
+            match (ours.is_empty(), blocks.first()) {
+                (true, Some(&b)) => match st.inflight.get(&(ino, b)) {
+                    Some(notify) => Load::Wait(notify.clone().notified_owned()),
+                    None => Load::Plain(Miss::Blocks { ino, blocks }),
+                },
+                _ => {
+                    let notify = Arc::new(Notify::new());
+                    for &b in &ours {
+                        st.inflight.insert((ino, b), notify.clone());
+                    }
+                    landing.blocks = Some((ino, ours.clone(), notify));
+                    Load::Blocks(BlockLoad { ino, blocks: ours })
+                }
+            }
+        }
+        Miss::DirPage { dir, from } => Load::Names { dir, from, to: from, id: st.dirs.ensure(dir) },
+        Miss::Dirent { dir, entries, hash, .. } if entries <= DIR_WHOLE_MAX => {
+            Load::Names { dir, from: HASH_MIN, to: hash, id: st.dirs.ensure(dir) }
+        }
+        other => Load::Plain(other),
+    };
+    (load, landing)
 }
 
 /// Blocks of `from..to` that count, are not cached and not on their way.
