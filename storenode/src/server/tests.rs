@@ -4,7 +4,8 @@
 
 use super::*;
 use crate::client::{ClientError, ClientLimits, NodeClient};
-use crate::wire::{Found, Position, StoreId, Version, VolumeId};
+use crate::frame;
+use crate::wire::{Found, Position, StoreId, Version, VolumeId, WIRE_FORMAT};
 use std::io::{Read, Write};
 use std::sync::atomic::AtomicU64;
 
