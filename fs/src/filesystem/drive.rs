@@ -21,6 +21,22 @@ pub(super) fn now() -> Timespec {
     Timespec { sec: since.as_secs() as i64, nsec: since.subsec_nanos() }
 }
 
+/// About what a change of names and inodes writes, bytes.
+const SMALL_BYTES: usize = 1024;
+
+/// What an operation writes, for the bound on dirty data and the space left.
+#[derive(Clone, Copy)]
+pub(super) enum Room {
+    /// Nothing (or an access time).
+    None,
+    /// Deletes and rewrites: goes on when the volume is full, from what is reserved for it.
+    Freeing,
+    /// Names and inodes.
+    Small,
+    /// So many bytes of data.
+    For(usize),
+}
+
 /// What a miss became while the lock was still held.
 enum Load {
     /// Load these blocks; the others are on their way already.
@@ -71,14 +87,20 @@ impl<F: Deref<Target = FileSystem>> Drop for Flight<F> {
 }
 
 impl FileSystem {
-    /// Runs `op` until it completes. `bytes` = about how much it writes, 0 = nothing.
+    /// Runs `op` until it completes.
     pub(super) async fn run<T>(
         &self,
-        bytes: usize,
+        room: Room,
         mut op: impl FnMut(&mut Txn<'_>) -> Done<T>,
     ) -> Result<T> {
         self.volume.alive()?;
-        if bytes > 0 && !self.volume.has_room(bytes) {
+        let bytes = match room {
+            Room::None => None,
+            Room::Freeing => Some(0),
+            Room::Small => Some(SMALL_BYTES),
+            Room::For(bytes) => Some(SMALL_BYTES + bytes),
+        };
+        if let Some(bytes) = bytes.filter(|&b| !self.volume.has_room(b)) {
             self.volume.room(bytes).await?;
         }
         let now = now();

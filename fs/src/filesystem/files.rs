@@ -1,5 +1,6 @@
 //! Requests on content, attributes and extended attributes.
 
+use super::drive::Room;
 use super::{Attr, Caller, FileSystem, FsError, Ino, Result, SetAttr, SetTime, StatFs, XattrMode};
 use crate::limits::{
     COPY_BYTES_MAX, READAHEAD_BYTES_MAX, READAHEAD_BYTES_MIN, RUN_BLOCKS, STATFS_AGE_MS,
@@ -10,15 +11,13 @@ use crate::txn::{Held, Miss, Txn, fail};
 use bytes::{Bytes, BytesMut};
 use std::time::{Duration, Instant};
 
-const SMALL: usize = 1024;
-
 impl FileSystem {
     /// Attributes.
     ///
     /// # Errors
     /// `ESTALE` for an inode that is gone.
     pub async fn getattr(&self, ino: Ino) -> Result<Attr> {
-        self.run(0, |t| {
+        self.run(Room::None, |t| {
             if let Some(ghost) = t.st.ghosts.get(&ino) {
                 return Ok(t.attr(ino, ghost));
             }
@@ -33,7 +32,7 @@ impl FileSystem {
     /// # Errors
     /// `EISDIR` and `EINVAL` for the size of what is no file, `EFBIG`, `ESTALE`.
     pub async fn setattr(&self, ino: Ino, set: SetAttr, _caller: Caller) -> Result<Attr> {
-        self.run(SMALL, |t| {
+        self.run(Room::Freeing, |t| {
             let now = t.now;
             if let Some(ghost) = t.st.ghosts.get_mut(&ino) {
                 // The kernel writes times back as late as when it drops the inode.
@@ -59,7 +58,8 @@ impl FileSystem {
     /// # Errors
     /// `EISDIR`, `ELOOP` for a symbolic link, `ESTALE`.
     pub async fn open_file(&self, ino: Ino, flags: i32) -> Result<u64> {
-        self.run(0, |t| data::open(t, ino, flags)).await.map(|(_, handle)| handle)
+        let room = if flags & libc::O_TRUNC != 0 { Room::Freeing } else { Room::None };
+        self.run(room, |t| data::open(t, ino, flags)).await.map(|(_, handle)| handle)
     }
 
     /// Reads: the pieces together are what was asked for, shorter only at the end of the file.
@@ -69,7 +69,7 @@ impl FileSystem {
     pub async fn read(&self, ino: Ino, handle: u64, offset: u64, size: u32) -> Result<Vec<Bytes>> {
         self.follow(ino, handle, offset, u64::from(size));
         let relatime = self.options.relatime;
-        self.run(0, |t| data::read(t, ino, offset, size, relatime)).await
+        self.run(Room::None, |t| data::read(t, ino, offset, size, relatime)).await
     }
 
     /// Notes where a handle reads; reads ahead of one that goes straight on.
@@ -118,8 +118,8 @@ impl FileSystem {
             let at = offset.saturating_add(done as u64);
             let most = WRITE_BYTES_MAX - (at % u64::from(self.geo.block_size)) as usize;
             let piece = data.slice(done..data.len().min(done + most));
-            let room = piece.len() + SMALL;
-            self.run(room, |t| data::write(t, ino, at, &piece, kill_priv)).await?;
+            self.run(Room::For(piece.len()), |t| data::write(t, ino, at, &piece, kill_priv))
+                .await?;
             done += piece.len();
         }
         if sync {
@@ -214,7 +214,7 @@ impl FileSystem {
         mode: XattrMode,
     ) -> Result<()> {
         let value = Bytes::copy_from_slice(value);
-        self.run(SMALL + value.len(), |t| xattr::set(t, ino, name, &value, mode)).await
+        self.run(Room::For(value.len()), |t| xattr::set(t, ino, name, &value, mode)).await
     }
 
     /// Value of an extended attribute (what fits the caller's buffer is the adapter's matter).
@@ -222,7 +222,7 @@ impl FileSystem {
     /// # Errors
     /// `ENODATA`, `ERANGE`, `EOPNOTSUPP`.
     pub async fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Bytes> {
-        self.run(0, |t| xattr::get(t, ino, name)).await
+        self.run(Room::None, |t| xattr::get(t, ino, name)).await
     }
 
     /// Names of all extended attributes, each with a NUL behind it.
@@ -230,7 +230,7 @@ impl FileSystem {
     /// # Errors
     /// `ESTALE`.
     pub async fn listxattr(&self, ino: Ino) -> Result<Vec<u8>> {
-        self.run(0, |t| xattr::list(t, ino)).await
+        self.run(Room::None, |t| xattr::list(t, ino)).await
     }
 
     /// Removes an extended attribute.
@@ -238,7 +238,7 @@ impl FileSystem {
     /// # Errors
     /// `ENODATA`, `ERANGE`, `EOPNOTSUPP`.
     pub async fn removexattr(&self, ino: Ino, name: &[u8]) -> Result<()> {
-        self.run(SMALL, |t| xattr::remove(t, ino, name)).await
+        self.run(Room::Freeing, |t| xattr::remove(t, ino, name)).await
     }
 
     /// fallocate: mode 0, keep-size, punch, zero-range. Allocation reserves nothing.
@@ -253,7 +253,9 @@ impl FileSystem {
         len: u64,
         mode: i32,
     ) -> Result<()> {
-        self.run(SMALL, |t| data::fallocate(t, ino, offset, len, mode)).await
+        let punch = mode & libc::FALLOC_FL_PUNCH_HOLE != 0;
+        let room = if punch { Room::Freeing } else { Room::Small };
+        self.run(room, |t| data::fallocate(t, ino, offset, len, mode)).await
     }
 
     /// `SEEK_DATA` and `SEEK_HOLE` (others are the kernel's), by whole blocks.
@@ -271,7 +273,7 @@ impl FileSystem {
         let mut record = None;
         loop {
             let step = |t: &mut Txn<'_>| seek_step(t, ino, offset, block, record, want_data);
-            match self.run(0, step).await? {
+            match self.run(Room::None, step).await? {
                 Seek::At(at) => return Ok(at),
                 Seek::On(next) => block = next,
                 Seek::Scan(from, span) => match self.next_record(ino, from, span).await? {
@@ -317,7 +319,7 @@ impl FileSystem {
             return Err(FsError::new(libc::EINVAL));
         }
         // The end of the source as it is now: copying within a file may move it.
-        let source = self.run(0, |t| t.file(ino_in)).await?.base.size;
+        let source = self.run(Room::None, |t| t.file(ino_in)).await?.base.size;
         let len = len.min(source.saturating_sub(offset_in));
         let mut done = 0;
         while done < len {

@@ -1,5 +1,6 @@
 //! Requests on names and inodes.
 
+use super::drive::Room;
 use super::{Attr, Caller, DirEntry, FileSystem, FsError, Ino, Kind, Result};
 use crate::limits::SYMLINK_LEN_MAX;
 use crate::ops::make::{New, make_and_look_up};
@@ -7,16 +8,13 @@ use crate::ops::{dir, make, remove, rename};
 use crate::txn::fail;
 use bytes::Bytes;
 
-/// About what a change of names writes, bytes.
-const SMALL: usize = 1024;
-
 impl FileSystem {
     /// Finds a name. Counts one reference of the kernel to the inode.
     ///
     /// # Errors
     /// `ENOENT`, `ENAMETOOLONG`, `ENOTDIR`, `ESTALE` for a directory that is gone.
     pub async fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attr> {
-        self.run(0, |t| make::lookup(t, parent, name)).await
+        self.run(Room::None, |t| make::lookup(t, parent, name)).await
     }
 
     /// The kernel drops `n` references.
@@ -32,7 +30,7 @@ impl FileSystem {
     /// # Errors
     /// `EINVAL` if it is none.
     pub async fn readlink(&self, ino: Ino) -> Result<Bytes> {
-        self.run(0, |t| {
+        self.run(Room::None, |t| {
             let inode = t.inode(ino)?;
             match inode.kind {
                 Kind::Symlink => Ok(Bytes::from(inode.target)),
@@ -66,7 +64,7 @@ impl FileSystem {
         };
         let rdev = if matches!(kind, Kind::Char | Kind::Block) { rdev } else { 0 };
         let new = New { kind, perm: perm(mode), umask: umask as u16, rdev, target: &[] };
-        self.run(SMALL, |t| make_and_look_up(t, parent, name, &new, caller)).await
+        self.run(Room::Small, |t| make_and_look_up(t, parent, name, &new, caller)).await
     }
 
     /// Makes a directory. Counts one reference.
@@ -83,7 +81,7 @@ impl FileSystem {
     ) -> Result<Attr> {
         let (perm, umask) = (perm(mode), umask as u16);
         let new = New { kind: Kind::Directory, perm, umask, rdev: 0, target: &[] };
-        self.run(SMALL, |t| make_and_look_up(t, parent, name, &new, caller)).await
+        self.run(Room::Small, |t| make_and_look_up(t, parent, name, &new, caller)).await
     }
 
     /// Makes a symbolic link. Counts one reference.
@@ -103,7 +101,7 @@ impl FileSystem {
             _ => return Err(FsError::new(libc::ENAMETOOLONG)),
         }
         let new = New { kind: Kind::Symlink, perm: 0o777, umask: 0, rdev: 0, target };
-        self.run(SMALL + target.len(), |t| make_and_look_up(t, parent, name, &new, caller)).await
+        self.run(Room::For(target.len()), |t| make_and_look_up(t, parent, name, &new, caller)).await
     }
 
     /// Makes a hard link. Counts one reference.
@@ -111,7 +109,7 @@ impl FileSystem {
     /// # Errors
     /// `EEXIST`, `EPERM` for a directory, `EMLINK`, `ENOENT` for an inode without names.
     pub async fn link(&self, ino: Ino, newparent: Ino, newname: &[u8]) -> Result<Attr> {
-        self.run(SMALL, |t| make::link(t, ino, newparent, newname)).await
+        self.run(Room::Small, |t| make::link(t, ino, newparent, newname)).await
     }
 
     /// Removes a name that is no directory.
@@ -119,7 +117,7 @@ impl FileSystem {
     /// # Errors
     /// `ENOENT`, `EISDIR`.
     pub async fn unlink(&self, parent: Ino, name: &[u8]) -> Result<()> {
-        self.run(SMALL, |t| remove::unlink(t, parent, name)).await
+        self.run(Room::Freeing, |t| remove::unlink(t, parent, name)).await
     }
 
     /// Removes an empty directory.
@@ -127,7 +125,7 @@ impl FileSystem {
     /// # Errors
     /// `ENOENT`, `ENOTDIR`, `ENOTEMPTY`.
     pub async fn rmdir(&self, parent: Ino, name: &[u8]) -> Result<()> {
-        self.run(SMALL, |t| remove::rmdir(t, parent, name)).await
+        self.run(Room::Freeing, |t| remove::rmdir(t, parent, name)).await
     }
 
     /// renameat2; `flags` as in `libc::RENAME_*`. The caller owns a whiteout.
@@ -143,8 +141,10 @@ impl FileSystem {
         flags: u32,
         caller: Caller,
     ) -> Result<()> {
-        self.run(SMALL, |t| rename::rename(t, (parent, name), (newparent, newname), flags, caller))
-            .await
+        self.run(Room::Small, |t| {
+            rename::rename(t, (parent, name), (newparent, newname), flags, caller)
+        })
+        .await
     }
 
     /// Makes and opens a regular file (or opens the one that is there, without `O_EXCL`). Counts
@@ -162,7 +162,7 @@ impl FileSystem {
         caller: Caller,
     ) -> Result<(Attr, u64)> {
         let mode = (perm(mode), umask as u16);
-        self.run(SMALL, |t| make::create(t, parent, name, mode, flags, caller)).await
+        self.run(Room::Small, |t| make::create(t, parent, name, mode, flags, caller)).await
     }
 
     /// Opens a directory: a handle for [`Self::release`].
@@ -170,7 +170,7 @@ impl FileSystem {
     /// # Errors
     /// `ENOTDIR`, `ESTALE`.
     pub async fn opendir(&self, ino: Ino) -> Result<u64> {
-        self.run(0, |t| {
+        self.run(Room::None, |t| {
             t.directory(ino)?;
             Ok(t.open_handle(ino))
         })
@@ -191,7 +191,7 @@ impl FileSystem {
         plus: bool,
         max_entries: usize,
     ) -> Result<Vec<DirEntry>> {
-        self.run(0, |t| dir::readdir(t, ino, cookie, plus, max_entries)).await
+        self.run(Room::None, |t| dir::readdir(t, ino, cookie, plus, max_entries)).await
     }
 }
 

@@ -1,5 +1,6 @@
 //! The reclaim task: paced, resumed at open, one group after the other.
 
+use super::drive::Room;
 use super::{FileSystem, Ino, Result};
 use crate::dead::Range;
 use crate::key::{self, Parsed};
@@ -8,8 +9,6 @@ use crate::ops::reclaim::{Next, found, looked, step};
 use std::sync::Weak;
 use std::time::Duration;
 
-/// About what a group of deletes writes, bytes.
-const GROUP_BYTES: usize = RECLAIM_BATCH * 32;
 /// Ranges up to so many blocks are looked up by key, longer ones by scanning.
 const BY_KEY_MAX: u64 = 256;
 
@@ -70,12 +69,12 @@ impl FileSystem {
 
     /// One step for one inode; true = there is more to do.
     pub(super) async fn reclaim_step(&self, ino: Ino) -> Result<bool> {
-        match self.run(GROUP_BYTES, |t| step(t, ino)).await? {
+        match self.run(Room::Freeing, |t| step(t, ino)).await? {
             Next::Done => Ok(false),
             Next::More => Ok(true),
             Next::Look { range, stamp } => {
                 self.look(ino, range).await?;
-                self.run(GROUP_BYTES, |t| looked(t, ino, range, stamp)).await?;
+                self.run(Room::Freeing, |t| looked(t, ino, range, stamp)).await?;
                 Ok(true)
             }
         }
@@ -93,7 +92,7 @@ impl FileSystem {
                 .filter(|(_, s)| s.is_some())
                 .map(|(b, _)| b)
                 .collect();
-            return self.run(GROUP_BYTES, |t| found(t, ino, &blocks)).await;
+            return self.run(Room::Freeing, |t| found(t, ino, &blocks)).await;
         }
         let (from, end) = self.geo.keys.blocks(ino, range.start, range.end);
         for shard in 0..self.geo.keys.shards() {
@@ -109,7 +108,7 @@ impl FileSystem {
                     })
                     .collect();
                 drop(page.records);
-                self.run(GROUP_BYTES, |t| found(t, ino, &blocks)).await?;
+                self.run(Room::Freeing, |t| found(t, ino, &blocks)).await?;
                 match page.next {
                     Some(next) => start = next,
                     None => break,
