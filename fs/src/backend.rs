@@ -55,10 +55,7 @@ impl Backend {
             holder: holder(mountpoint),
             takeover: options.takeover,
             auto_replace: config.mount.auto_replace.0,
-            progress: Arc::new(move |what: &str| {
-                tracing::info!("{what}");
-                progress.tell(what, 0, 0, "");
-            }),
+            progress: Arc::new(move |what: &str| progress.tell(what, 0, 0, "")),
         };
         let volume = Replicated::open(cluster, open).await.map_err(|e| explain(&e, config))?;
         Ok(Self::Replicated(volume))

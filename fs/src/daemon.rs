@@ -162,11 +162,11 @@ pub struct PidFile {
 }
 
 impl PidFile {
-    /// Takes the lock and writes this process's id.
+    /// Takes the lock and writes this process's id and where it mounts.
     ///
     /// # Errors
     /// `WouldBlock` if a living mount holds it.
-    pub fn lock(path: &Path) -> io::Result<Self> {
+    pub fn lock(path: &Path, mountpoint: &Path) -> io::Result<Self> {
         let mut file = std::fs::OpenOptions::new()
             .read(true)
             .write(true)
@@ -176,7 +176,7 @@ impl PidFile {
             .open(path)?;
         rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
         file.set_len(0)?;
-        writeln!(file, "{}", std::process::id())?;
+        writeln!(file, "{}\n{}", std::process::id(), mountpoint.display())?;
         Ok(Self { file, path: path.to_owned() })
     }
 }
@@ -198,9 +198,19 @@ pub fn living(path: &Path) -> Option<u32> {
         Err(_) => {
             let mut text = String::new();
             file.read_to_string(&mut text).ok()?;
-            text.trim().parse().ok()
+            text.lines().next()?.trim().parse().ok()
         }
     }
+}
+
+/// Where a mount was that ended without cleaning up, if one did.
+#[must_use]
+pub fn died_at(path: &Path) -> Option<PathBuf> {
+    if living(path).is_some() {
+        return None;
+    }
+    let text = std::fs::read_to_string(path).ok()?;
+    text.split_once('\n').map(|(_, at)| PathBuf::from(at.trim_end_matches('\n')))
 }
 
 /// Waits until the mount has ended; false = it still lives after `wait`.
@@ -225,14 +235,18 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("mount.pid");
         assert_eq!(living(&path), None);
-        let held = PidFile::lock(&path).unwrap();
+        let held = PidFile::lock(&path, Path::new("/m")).unwrap();
         assert_eq!(living(&path), Some(std::process::id()));
-        assert_eq!(PidFile::lock(&path).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        let second = PidFile::lock(&path, Path::new("/n")).unwrap_err();
+        assert_eq!(second.kind(), io::ErrorKind::WouldBlock);
         assert!(!wait_end(&path, Duration::from_millis(30)));
         drop(held);
         assert_eq!(living(&path), None);
         assert!(wait_end(&path, Duration::ZERO));
-        drop(PidFile::lock(&path).unwrap());
+        assert_eq!(died_at(&path), None, "a clean end leaves nothing");
+        std::fs::write(&path, "1\n/m\n").unwrap();
+        assert_eq!(died_at(&path), Some(PathBuf::from("/m")));
+        drop(PidFile::lock(&path, Path::new("/m")).unwrap());
     }
 
     #[test]

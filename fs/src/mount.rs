@@ -266,14 +266,18 @@ pub async fn run(
         let hint = "the directory of the configuration file must be writable";
         ControlError::new(1, format!("cannot make {}: {e}", run_dir.display()), hint)
     })?;
-    let pid_file = PidFile::lock(&run_dir.join("mount.pid")).map_err(|e| match e.kind() {
-        io::ErrorKind::WouldBlock => ControlError::new(
-            1,
-            format!("a mount with this configuration is running already ({})", run_dir.display()),
-            "`tercet status` shows it, `tercet umount` ends it",
-        ),
-        _ => internal("mount.pid", e),
-    })?;
+    let pid_file =
+        PidFile::lock(&run_dir.join("mount.pid"), &mountpoint).map_err(|e| match e.kind() {
+            io::ErrorKind::WouldBlock => ControlError::new(
+                1,
+                format!(
+                    "a mount with this configuration is running already ({})",
+                    run_dir.display()
+                ),
+                "`tercet status` shows it, `tercet umount` ends it",
+            ),
+            _ => internal("mount.pid", e),
+        })?;
 
     let opened = {
         let opening = open(&config, &options, &mountpoint, reporter);
@@ -394,7 +398,9 @@ async fn open(
             biased;
             done = &mut opening => return done,
             Some(p) = progress.recv() => {
-                tracing::info!("{}: {} of {} {}", p.what, p.done, p.total, p.unit);
+                if p.what != last.what {
+                    tracing::info!("{}", p.what);
+                }
                 last = p;
                 reporter.tell(&Report::Progress(last.clone()));
             }

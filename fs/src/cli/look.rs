@@ -4,6 +4,7 @@ use super::{JsonArg, OK, Outcome, UNREACHABLE, WRONG, bytes, say, seconds};
 use crate::backend::explain;
 use crate::config::Config;
 use crate::control::{self, Ask, ControlError};
+use crate::daemon;
 use clap::Args;
 use serde_json::{Value, json};
 use std::fmt::Write as _;
@@ -99,6 +100,10 @@ fn words(answer: &Value, cluster: Option<&ClusterStatus>, config: &Config) -> St
     let volume = cluster.and_then(|c| c.volume).map_or("none yet".into(), |v| v.to_string());
     if mount.is_null() {
         let _ = writeln!(out, "volume {volume}, not mounted with {}", config.file.display());
+        if let Some(at) = daemon::died_at(&config.run_dir().join("mount.pid")) {
+            let at = at.display();
+            let _ = writeln!(out, "the mount at {at} died: `tercet mount {at}` mounts it again");
+        }
     } else {
         let up = seconds(mount["uptime_s"].as_u64().unwrap_or_default());
         let _ =

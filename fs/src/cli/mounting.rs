@@ -165,8 +165,8 @@ pub(super) async fn umount(config: &Config, mountpoint: Option<&Path>, lazy: boo
         Ok(about) => about,
         Err(error) => {
             // A mount that died leaves its mountpoint behind; that can be cleaned up here.
-            let dead = named.or_else(|| config.mountpoint()).filter(|m| mount::is_ours(m));
-            let Some(dead) = dead.filter(|_| daemon::living(&pid_file).is_none()) else {
+            let dead = daemon::died_at(&pid_file).filter(|m| mount::is_ours(m));
+            let Some(dead) = dead.filter(|d| named.is_none_or(|n| n == *d)) else {
                 return Err(error);
             };
             mount::unmount(&dead, true).map_err(|e| {
