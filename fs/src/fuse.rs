@@ -4,7 +4,10 @@
 //! the kernel is asked for stands in [`kernel`], how a request is driven in [`dispatch`].
 //!
 //! Two traps. `ENOSYS` from most requests means "never ask again, it worked": fsync would succeed
-//! for ever. It is answered on purpose only for open, opendir and flush (see there). And nothing
+//! for ever. It is answered on purpose only for open, opendir and flush, once each: an open file is
+//! held by the kernel's reference to its inode, directory cookies need no state, and before flush
+//! the kernel has written back everything itself, so these would be round trips for nothing. And
+//! nothing
 //! may be held while the kernel is notified of something; nothing here notifies it, for this mount
 //! is the only writer and repair never changes what a file holds.
 
@@ -76,6 +79,7 @@ pub fn serve(setup: Setup) -> io::Result<oneshot::Receiver<io::Result<()>>> {
         },
         ttl: Duration::from_secs(setup.limits.attribute_ttl_s.into()),
         limits: setup.limits.clone(),
+        spared: kernel::Spared::default(),
         plain: Listing::default(),
         plus: Listing::default(),
     };
@@ -94,6 +98,7 @@ struct Adapter {
     dispatch: Dispatch,
     ttl: Duration,
     limits: MountLimits,
+    spared: kernel::Spared,
     /// Sizes of listings without and with attributes.
     plain: Listing,
     plus: Listing,
@@ -196,7 +201,8 @@ async fn drop_privileges(fs: &FileSystem, ino: u64, caller: Caller) -> Result<()
 
 impl Filesystem for Adapter {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        kernel::negotiate(config, &self.limits)
+        self.spared = kernel::negotiate(config, &self.limits);
+        Ok(())
     }
 
     fn lookup(&self, req: &Request, parent: INodeNo, wanted: &OsStr, reply: ReplyEntry) {
@@ -365,6 +371,9 @@ impl Filesystem for Adapter {
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        if self.spared.open {
+            return reply.error(Errno::ENOSYS);
+        }
         let fs = self.fs();
         let work = async move { fs.open_file(ino.0, handle_flags(flags.0)).await };
         self.dispatch.run(Operation::Open, req, work, move |result| match result {
@@ -385,7 +394,16 @@ impl Filesystem for Adapter {
     ) {
         let (fs, new, caller, ttl) = (self.fs(), name(new), caller(req), self.ttl);
         let flags = handle_flags(flags);
-        let work = async move { fs.create(parent.0, &new, mode, umask, flags, caller).await };
+        let keeps_handle = !self.spared.open;
+        let work = async move {
+            let (attr, handle) = fs.create(parent.0, &new, mode, umask, flags, caller).await?;
+            if keeps_handle {
+                return Ok((attr, handle));
+            }
+            // Where opens are spared so are releases, also of what was created.
+            fs.release(handle);
+            Ok((attr, 0))
+        };
         self.dispatch.run(Operation::Create, req, work, move |result| match result {
             Ok((attr, handle)) => reply.created(
                 &ttl,
@@ -454,15 +472,14 @@ impl Filesystem for Adapter {
 
     fn flush(
         &self,
-        req: &Request,
-        ino: INodeNo,
-        fh: FileHandle,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
         _lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
-        let fs = self.fs();
-        let work = async move { fs.flush(ino.0, fh.0).await };
-        self.dispatch.run(Operation::Flush, req, work, empty(reply));
+        // Errors of writes reach close(2) by the kernel's own writeback; locks are the kernel's.
+        reply.error(Errno::ENOSYS);
     }
 
     fn release(
@@ -497,6 +514,9 @@ impl Filesystem for Adapter {
     }
 
     fn opendir(&self, req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        if self.spared.opendir {
+            return reply.error(Errno::ENOSYS);
+        }
         let fs = self.fs();
         let work = async move { fs.opendir(ino.0).await };
         let flags = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR;

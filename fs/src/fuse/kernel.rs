@@ -4,7 +4,6 @@
 
 use crate::config::MountLimits;
 use fuser::{Config, InitFlags, KernelConfig, MountOption, SessionACL};
-use std::io;
 use std::path::Path;
 use std::time::Duration;
 
@@ -21,7 +20,7 @@ use std::time::Duration;
 /// * `EXPORT_SUPPORT`: the kernel would look up inode numbers of an earlier mount.
 /// * `PASSTHROUGH`, `OVER_IO_URING`, `SETXATTR_EXT`, `SECURITY_CTX`, `CREATE_SUPP_GROUP`,
 ///   `HAS_RESEND`, `REQUEST_TIMEOUT`: fuser 0.18 accepts these words without doing the work.
-const WANTED: [(InitFlags, &str); 13] = [
+const WANTED: [(InitFlags, &str); 15] = [
     (InitFlags::FUSE_ASYNC_READ, "read-ahead does not wait for itself"),
     (InitFlags::FUSE_BIG_WRITES, "requests larger than a page"),
     (InitFlags::FUSE_MAX_PAGES, "requests of 1 MiB instead of 128 KiB"),
@@ -34,11 +33,22 @@ const WANTED: [(InitFlags, &str); 13] = [
     (InitFlags::FUSE_CACHE_SYMLINKS, "readlink from the page cache"),
     (InitFlags::FUSE_EXPLICIT_INVAL_DATA, "cached pages stay: nobody else writes"),
     (InitFlags::FUSE_HANDLE_KILLPRIV_V2, "saves a getxattr of security.capability per write"),
+    (InitFlags::FUSE_NO_OPEN_SUPPORT, "open and close of a file without requests"),
+    (InitFlags::FUSE_NO_OPENDIR_SUPPORT, "the same for directories, and listings from cache"),
     (InitFlags::FUSE_ALLOW_IDMAP, "unprivileged containers with idmapped root filesystems"),
 ];
 
+/// Which requests need not be sent, as agreed with the kernel.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Spared {
+    /// open and release.
+    pub(super) open: bool,
+    /// opendir and releasedir.
+    pub(super) opendir: bool,
+}
+
 /// Answers INIT.
-pub(super) fn negotiate(config: &mut KernelConfig, limits: &MountLimits) -> io::Result<()> {
+pub(super) fn negotiate(config: &mut KernelConfig, limits: &MountLimits) -> Spared {
     for (flag, why) in WANTED {
         if config.add_capabilities(flag).is_err() {
             tracing::info!("this kernel does not offer {flag:?} ({why})");
@@ -56,7 +66,11 @@ pub(super) fn negotiate(config: &mut KernelConfig, limits: &MountLimits) -> io::
     let _ = config.set_congestion_threshold((background / 4 * 3).max(1));
     let _ = config.set_time_granularity(Duration::from_nanos(1));
     tracing::debug!("kernel speaks FUSE {}", config.kernel_abi());
-    Ok(())
+    let offered = config.capabilities();
+    Spared {
+        open: offered.contains(InitFlags::FUSE_NO_OPEN_SUPPORT),
+        opendir: offered.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT),
+    }
 }
 
 /// Extra mount flags from `-o` of mount(8).
