@@ -16,6 +16,7 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinHandle;
 
 /// Longest request line, bytes (a path is at most 4,096).
 const REQUEST_LEN_MAX: u64 = 64 << 10;
@@ -27,6 +28,8 @@ const WRITE_DEADLINE: Duration = Duration::from_secs(10);
 const REPLY_LEN_MAX: u64 = 64 << 20;
 /// Progress lines waiting for a slow client; beyond it older ones are left out.
 const PROGRESS_QUEUE: usize = 64;
+/// Clients that are being served when the mount ends have so long to take their answers.
+const CLOSE_MAX: Duration = Duration::from_secs(2);
 /// The mount must give a sign of life this often during long work.
 pub const SILENCE_MAX: Duration = Duration::from_secs(30);
 
@@ -173,9 +176,35 @@ pub fn bind(socket: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Serves clients until the task is dropped.
-pub async fn serve(listener: UnixListener, handler: Arc<dyn Handler>, clients_max: usize) {
-    let places = Arc::new(Semaphore::new(clients_max));
+/// Serves clients in the background until closed.
+#[derive(Debug)]
+pub struct Server {
+    accepting: JoinHandle<()>,
+    places: Arc<Semaphore>,
+    clients_max: u32,
+}
+
+impl Server {
+    /// Starts serving, `clients_max` at a time.
+    #[must_use]
+    pub fn start(listener: UnixListener, handler: Arc<dyn Handler>, clients_max: u16) -> Self {
+        let places = Arc::new(Semaphore::new(clients_max.into()));
+        let accepting = tokio::spawn(accept(listener, handler, places.clone()));
+        Self { accepting, places, clients_max: clients_max.into() }
+    }
+
+    /// Takes no more clients, and lets those that are being served have their answers: who asked
+    /// for the unmount is one of them.
+    pub async fn close(self) {
+        self.accepting.abort();
+        // The place that `accept` holds while it waits comes back with it.
+        let _ = self.accepting.await;
+        let all = self.places.acquire_many(self.clients_max);
+        let _ = tokio::time::timeout(CLOSE_MAX, all).await;
+    }
+}
+
+async fn accept(listener: UnixListener, handler: Arc<dyn Handler>, places: Arc<Semaphore>) {
     loop {
         let Ok(place) = places.clone().acquire_owned().await else { return };
         match listener.accept().await {
@@ -317,7 +346,7 @@ mod tests {
         let run = dir.path().join("run");
         private_dir(&run).unwrap();
         let socket = run.join("control.sock");
-        let server = tokio::spawn(serve(bind(&socket).unwrap(), Arc::new(Echo), 2));
+        let server = Server::start(bind(&socket).unwrap(), Arc::new(Echo), 2);
         let mode = |p: &Path| std::fs::metadata(p).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(&run), mode(&socket)), (0o700, 0o600));
         let mut seen = Vec::new();
@@ -331,8 +360,14 @@ mod tests {
         let mut reply = String::new();
         raw.read_to_string(&mut reply).await.unwrap();
         assert!(reply.contains("does not know"), "{reply}");
-        server.abort();
-        let _ = server.await;
+        // Who is being served gets its answer although the server closes.
+        let late = tokio::spawn({
+            let socket = socket.clone();
+            async move { ask::<Value>(&socket, &Ask::Hello, |_| ()).await }
+        });
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        server.close().await;
+        assert!(late.await.unwrap().is_ok());
         assert_eq!(ask::<Value>(&socket, &Ask::Hello, |_| ()).await.unwrap_err().code, 3);
     }
 }

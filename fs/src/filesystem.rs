@@ -53,11 +53,19 @@ pub struct FsOptions {
     /// Reclaim and read ahead in tasks of the current tokio runtime. Without it [`FileSystem`]
     /// does nothing on its own (deterministic tests call [`FileSystem::reclaim_all`]).
     pub background: bool,
+    /// Every open takes a handle, so that an inode without one is not in use. False: the kernel
+    /// opens files without asking, and a file is in use until it is forgotten.
+    pub opens_are_told: bool,
 }
 
 impl Default for FsOptions {
     fn default() -> Self {
-        Self { caches: CacheLimits::default(), relatime: true, background: true }
+        Self {
+            caches: CacheLimits::default(),
+            relatime: true,
+            background: true,
+            opens_are_told: true,
+        }
     }
 }
 

@@ -306,7 +306,7 @@ pub async fn run(
     let server = match control::bind(&config.control_socket()) {
         Ok(listener) => {
             let clients = config.limits.control_clients.into();
-            tokio::spawn(control::serve(listener, session, clients))
+            control::Server::start(listener, session, clients)
         }
         Err(e) => {
             backend.close().await;
@@ -325,7 +325,7 @@ pub async fn run(
     let mut ended = match served.unwrap_or_else(|e| Err(io::Error::other(e))) {
         Ok(ended) => ended,
         Err(e) => {
-            server.abort();
+            server.close().await;
             let _ = std::fs::remove_file(config.control_socket());
             backend.close().await;
             let hint = "as another user than root, fusermount3 must be installed (package fuse3)";
@@ -364,7 +364,7 @@ pub async fn run(
         tracing::error!("the last operations are not known to be durable: {e}");
     }
     backend.close().await;
-    server.abort();
+    server.close().await;
     let _ = std::fs::remove_file(config.control_socket());
     drop(pid_file);
     tracing::info!("ended");
@@ -421,7 +421,9 @@ async fn open_fs(backend: &Backend, config: &Config) -> Result<Arc<FileSystem>, 
             ControlError::new(1, format!("cannot format: {e}"), "this is a defect, report it")
         })?;
     }
-    let options = FsOptions { caches: config.caches, ..FsOptions::default() };
+    // The FUSE layer spares the kernel the requests for open and release.
+    let options =
+        FsOptions { caches: config.caches, opens_are_told: false, ..FsOptions::default() };
     FileSystem::open(volume, options).await.map_err(|e| {
         let hint = "a new volume needs `tercet init` first; `tercet status` shows the banks";
         ControlError::new(1, format!("cannot open the filesystem: {e}"), hint)

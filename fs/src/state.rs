@@ -22,6 +22,8 @@ pub(crate) struct Geometry {
     pub(crate) names: NameHasher,
     pub(crate) block_size: u32,
     pub(crate) epoch: u64,
+    /// See [`crate::filesystem::FsOptions::opens_are_told`].
+    pub(crate) opens_are_told: bool,
 }
 
 /// Extended attributes of one inode.

@@ -86,6 +86,7 @@ impl FileSystem {
             load_marks(&*volume, keys, shard, &mut state).await?;
         }
         let geo = Geometry {
+            opens_are_told: options.opens_are_told,
             keys,
             names: NameHasher::new(superblock.name_key),
             block_size: superblock.block_size,

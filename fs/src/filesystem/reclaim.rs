@@ -25,11 +25,15 @@ pub(super) async fn run(fs: Weak<FileSystem>) {
                 continue;
             }
             Some(ino) => match fs_now.reclaim_step(ino).await {
-                Ok(more) => {
-                    if more {
-                        fs_now.state.lock().queue_reclaim(ino);
-                    }
+                Ok(true) => {
+                    fs_now.state.lock().queue_reclaim(ino);
                     RECLAIM_PAUSE_MS
+                }
+                // Small files go one after the other: usually their unlink is in the same group
+                // still, and next to nothing is left to write.
+                Ok(false) => {
+                    tokio::task::yield_now().await;
+                    continue;
                 }
                 Err(e) if fs_now.volume.alive().is_err() => {
                     tracing::warn!(error = %e, "reclaim ends: the volume is lost");

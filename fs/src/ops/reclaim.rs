@@ -3,6 +3,7 @@
 use crate::dead::{Range, Under};
 use crate::filesystem::{Ino, Kind};
 use crate::limits::RECLAIM_BATCH;
+use crate::ops::remove::delete_if_small;
 use crate::txn::{Done, Txn};
 
 /// What comes next for an inode.
@@ -36,6 +37,10 @@ pub(crate) fn step(t: &mut Txn<'_>, ino: Ino) -> Done<Next> {
         t.set_orphan(ino, false);
         return Ok(Next::Done);
     };
+    if delete_if_small(t, ino, &inode)? {
+        t.set_orphan(ino, false);
+        return Ok(Next::Done);
+    }
     let mut f = t.edit(ino, inode);
     if f.inode.kind == Kind::File && f.inode.blocks > 0 {
         let span = Txn::span(&f);

@@ -56,23 +56,32 @@ fn drop_link(t: &mut Txn<'_>, ino: Ino, mut inode: Inode) -> Done<()> {
     vanish(t, ino, inode)
 }
 
-/// The last name is gone. What is small and not open goes in the same group (an open that is just
+/// The last name is gone. What is small and not in use goes in the same group (an open that is just
 /// on its way gets `ESTALE`, and the kernel looks the name up again); all else becomes an orphan,
 /// reclaimed when nobody holds it any more.
 fn vanish(t: &mut Txn<'_>, ino: Ino, inode: Inode) -> Done<()> {
-    let open = inode.kind != Kind::Directory && t.refs(ino).opens > 0;
-    let f = t.edit(ino, inode);
+    let refs = t.refs(ino);
+    let used = refs.opens > 0 || (refs.lookups > 0 && !t.geo.opens_are_told);
+    let used = used && inode.kind != Kind::Directory;
+    if used || !delete_if_small(t, ino, &inode)? {
+        t.put_inode(ino, Inode { nlink: 0, ..inode });
+        t.set_orphan(ino, true);
+    }
+    Ok(())
+}
+
+/// Deletes an inode with all that belongs to it if that fits a group beside other things; false =
+/// it does not, and nothing was done.
+pub(crate) fn delete_if_small(t: &mut Txn<'_>, ino: Ino, inode: &Inode) -> Done<bool> {
+    let f = t.edit(ino, inode.clone());
     let small = Txn::span(&f) <= TRIM_INLINE_BLOCKS || f.inode.kind != Kind::File;
     let names = match f.inode.xattrs {
         0 => Some(Vec::new()),
         _ => t.st.xattrs.get(&ino).map(|map| map.keys().cloned().collect()),
     };
     let names = names.filter(|n| n.len() <= TRIM_INLINE_BLOCKS as usize);
-    let Some(names) = names.filter(|_| !open && small && t.dead(ino).is_none()) else {
-        let inode = Inode { nlink: 0, ..f.inode };
-        t.put_inode(ino, inode);
-        t.set_orphan(ino, true);
-        return Ok(());
+    let Some(names) = names.filter(|_| small && t.dead(ino).is_none()) else {
+        return Ok(false);
     };
     if f.inode.kind == Kind::File && f.inode.blocks > 0 {
         // Not known to be a hole is reason enough to delete.
@@ -85,5 +94,5 @@ fn vanish(t: &mut Txn<'_>, ino: Ino, inode: Inode) -> Done<()> {
         t.set_xattr(ino, &mut inode, &name, None)?;
     }
     t.delete_inode(ino);
-    Ok(())
+    Ok(true)
 }
