@@ -14,13 +14,11 @@ use std::time::Duration;
 ///   locks are exact, interruptible and checked for deadlock; fuser cannot tell the two apart.
 /// * `ATOMIC_O_TRUNC`: without it an open with `O_TRUNC` arrives as setattr and then open, so the
 ///   truncation needs no second path.
-/// * `POSIX_ACL`, `DONT_MASK`: the filesystem refuses access lists (`EOPNOTSUPP`) rather than store
-///   them without effect, so the kernel applies the umask.
 /// * `HANDLE_KILLPRIV` (the first version): excludes the second, and is the weaker one.
 /// * `EXPORT_SUPPORT`: the kernel would look up inode numbers of an earlier mount.
 /// * `PASSTHROUGH`, `OVER_IO_URING`, `SETXATTR_EXT`, `SECURITY_CTX`, `CREATE_SUPP_GROUP`,
 ///   `HAS_RESEND`, `REQUEST_TIMEOUT`: fuser 0.18 accepts these words without doing the work.
-const WANTED: [(InitFlags, &str); 15] = [
+const WANTED: [(InitFlags, &str); 17] = [
     (InitFlags::FUSE_ASYNC_READ, "read-ahead does not wait for itself"),
     (InitFlags::FUSE_BIG_WRITES, "requests larger than a page"),
     (InitFlags::FUSE_MAX_PAGES, "requests of 1 MiB instead of 128 KiB"),
@@ -33,6 +31,11 @@ const WANTED: [(InitFlags, &str); 15] = [
     (InitFlags::FUSE_CACHE_SYMLINKS, "readlink from the page cache"),
     (InitFlags::FUSE_EXPLICIT_INVAL_DATA, "cached pages stay: nobody else writes"),
     (InitFlags::FUSE_HANDLE_KILLPRIV_V2, "saves a getxattr of security.capability per write"),
+    (
+        InitFlags::FUSE_POSIX_ACL,
+        "the kernel enforces access lists; the filesystem keeps modes in step",
+    ),
+    (InitFlags::FUSE_DONT_MASK, "a default access list takes the place of the umask"),
     (InitFlags::FUSE_NO_OPEN_SUPPORT, "open and close of a file without requests"),
     (InitFlags::FUSE_NO_OPENDIR_SUPPORT, "the same for directories, and listings from cache"),
     (InitFlags::FUSE_ALLOW_IDMAP, "unprivileged containers with idmapped root filesystems"),
