@@ -76,8 +76,12 @@ fn sums(t: &Table) -> Vec<(u128, u64)> {
 fn key(r: &mut Rng) -> Key {
     let n = r.below(40);
     // Short and long ones.
-    if n.is_multiple_of(5) { format!("a long key of more than 22 bytes {n}") } else { format!("k{n}") }
-        .into_bytes()
+    if n.is_multiple_of(5) {
+        format!("a long key of more than 22 bytes {n}")
+    } else {
+        format!("k{n}")
+    }
+    .into_bytes()
 }
 
 fn records(r: &mut Rng) -> Records {
@@ -95,18 +99,24 @@ fn records(r: &mut Rng) -> Records {
 /// All that a reader can see is what the model holds.
 fn check(n: &Node, m: &Model, log: &[String]) {
     let p = n.position();
-    let context = || format!("{:#?}\n{p:?} {:?}", &log[log.len().saturating_sub(12)..], m.watermark);
+    let context =
+        || format!("{:#?}\n{p:?} {:?}", &log[log.len().saturating_sub(12)..], m.watermark);
     assert_eq!(p.position, m.position, "{}", context());
     assert!(p.applied <= m.position && n.service.status().failed.is_none(), "{}", context());
     let (have, want) = (n.scan(), m.live());
     if have != want {
         let short = |x: &[(Key, Version, Bytes)]| -> Vec<_> {
             x.iter()
-                .map(|(k, v, b)| (String::from_utf8_lossy(k).into_owned(), *v, b.len(), b.first().copied()))
+                .map(|(k, v, b)| {
+                    (String::from_utf8_lossy(k).into_owned(), *v, b.len(), b.first().copied())
+                })
                 .collect()
         };
         let (have, want) = (short(&have), short(&want));
-        let only = |a: &[_], b: &[_]| format!("{:?}", a.iter().filter(|x| !b.contains(x)).collect::<Vec<_>>());
+        let only = |a: &[(String, Version, usize, Option<u8>)],
+                    b: &[(String, Version, usize, Option<u8>)]| {
+            format!("{:?}", a.iter().filter(|x| !b.contains(x)).collect::<Vec<_>>())
+        };
         panic!("has {} instead of {} {}", only(&have, &want), only(&want, &have), context());
     }
     let got: Vec<_> = n.hashes().iter().map(|b| (b.sum, b.count)).collect();
@@ -114,6 +124,13 @@ fn check(n: &Node, m: &Model, log: &[String]) {
 }
 
 fn run(seed: u64, steps: u64) {
+    let dbg = std::env::var("NODE_DEBUG").is_ok();
+    if dbg {
+        let _ = tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::DEBUG)
+            .without_time()
+            .try_init();
+    }
     let mut r = Rng(seed);
     let mut n = Node::new([4096, 9000, 1 << 16][r.below(3) as usize]);
     let mut m = Model { epoch: 1, ..Model::default() };
@@ -121,6 +138,17 @@ fn run(seed: u64, steps: u64) {
     for step in 0..steps {
         let what = r.below(100);
         log.push(format!("{step}: {what}"));
+        if dbg {
+            println!(
+                "STEP {step} {what} pos {} wm {} files {:?}",
+                m.position,
+                m.watermark,
+                n.log_files()
+                    .iter()
+                    .map(|f| format!("{f}:{}", n.disk.content(f).map_or(0, |c| c.len())))
+                    .collect::<Vec<_>>()
+            );
+        }
         match what {
             // A part, sometimes several at once, sometimes with a duplicate.
             0..50 => {
@@ -204,8 +232,11 @@ fn run(seed: u64, steps: u64) {
                 let in_flight = m.pending.iter().any(|p| p.2.iter().any(|x| x.0 == key));
                 if !held && !in_flight && m.watermark >= m.floor {
                     let version = v(m.epoch, 1_000_000 + step);
-                    let fault =
-                        Fault::Put { key: key.clone(), value: b"evil".to_vec(), version: Some(version) };
+                    let fault = Fault::Put {
+                        key: key.clone(),
+                        value: b"evil".to_vec(),
+                        version: Some(version),
+                    };
                     log.push(format!("{fault:?} and remove"));
                     n.service.inject(fault).unwrap();
                     if r.below(2) == 0 {

@@ -376,7 +376,7 @@ impl Engine {
         file: &SegmentFile,
         read_only: bool,
     ) {
-        let s = scan(&bytes, self.owner.store, number, sealed);
+        let s = scan(&bytes, self.owner.store, number, sealed, last);
         let synced = if last { s.synced } else { s.end };
         r.ordinal = r.ordinal.max(s.ordinal);
         file.len.store(sealed.unwrap_or(s.end), Ordering::Relaxed);

@@ -120,8 +120,15 @@ pub(crate) fn payload_of(segment: &Bytes, offset: u64, header: &Header) -> Bytes
 }
 
 /// Reads a whole segment. `sealed` is its length when a later segment knows it: then all of it was
-/// synced. The store and number come from elsewhere than the bytes.
-pub(crate) fn scan(bytes: &Bytes, store: StoreId, number: u32, sealed: Option<u64>) -> Scan {
+/// synced. `last`: no later segment follows, so the end of this one may be torn. Store and number
+/// come from elsewhere than the bytes.
+pub(crate) fn scan(
+    bytes: &Bytes,
+    store: StoreId,
+    number: u32,
+    sealed: Option<u64>,
+    last: bool,
+) -> Scan {
     let seed = seed(store, number);
     let limit = sealed.map_or(bytes.len(), |s| bytes.len().min(s as usize)) as u64;
     let mut s = Scan { synced: sealed.unwrap_or(0), end: SEGMENT_HEAD_LEN, ..Scan::default() };
@@ -146,8 +153,8 @@ pub(crate) fn scan(bytes: &Bytes, store: StoreId, number: u32, sealed: Option<u6
         push_gap(&mut s, bytes, at, None);
     }
     // Nothing valid behind it and no mark that covers it: torn.
-    while let Some(last) = s.items.last() {
-        match *last {
+    while last && let Some(item) = s.items.last() {
+        match *item {
             Item::Entry { offset, full: false, .. } if offset >= s.synced => s.end = offset,
             Item::Gap { from, .. } if from >= s.synced => s.end = from,
             _ => break,
@@ -257,7 +264,7 @@ mod tests {
         (b, starts)
     }
     fn run(b: &[u8]) -> (Vec<bool>, u64) {
-        let s = scan(&Bytes::copy_from_slice(b), STORE, 9, None);
+        let s = scan(&Bytes::copy_from_slice(b), STORE, 9, None, true);
         (s.items.iter().map(|i| matches!(i, Item::Entry { .. })).collect(), s.end)
     }
 
@@ -280,7 +287,7 @@ mod tests {
         let mut bad = good.clone();
         bad[at[1] as usize + 70] ^= 1;
         bad[at[2] as usize + 70] ^= 1;
-        let s = scan(&Bytes::copy_from_slice(&bad), STORE, 9, None);
+        let s = scan(&Bytes::copy_from_slice(&bad), STORE, 9, None, true);
         assert_eq!(s.items.len(), 2, "the second is covered by the mark in the third's header");
         assert_eq!(s.end, at[2]);
         let all: Vec<u8> = good.iter().copied().chain([0; 4096]).collect();
@@ -290,7 +297,7 @@ mod tests {
     #[test]
     fn every_cut_and_every_flip_leaves_only_whole_entries() {
         let (good, at) = build(&[0, 0, 0, 0]);
-        let whole = scan(&Bytes::copy_from_slice(&good), STORE, 9, None).items;
+        let whole = scan(&Bytes::copy_from_slice(&good), STORE, 9, None, true).items;
         for cut in 64..good.len() {
             let n = at.iter().filter(|a| **a <= cut as u64).count() - 1;
             // Padding may be cut off: nothing of the entry is lost.
@@ -300,7 +307,7 @@ mod tests {
         for byte in 64..good.len() {
             let mut bad = good.clone();
             bad[byte] ^= 0x10;
-            for i in scan(&Bytes::from(bad), STORE, 9, None).items {
+            for i in scan(&Bytes::from(bad), STORE, 9, None, true).items {
                 assert!(matches!(i, Item::Gap { .. }) || whole.contains(&i), "byte {byte}");
             }
         }
