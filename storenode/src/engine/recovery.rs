@@ -417,7 +417,7 @@ impl Engine {
                 let w = Written { place: u.place, end: 0 };
                 self.replay_entry(r, &mut core, &u.header, u.payload, w, u.full);
             }
-            if end < s.end {
+            if end < s.end && s.end <= bytes.len() as u64 {
                 r.again_in_place = Some((end, bytes.slice(end as usize..s.end as usize)));
                 end = s.end;
             }

@@ -1,0 +1,228 @@
+//! Disks that fail and bytes that rot: what was acknowledged stays, what is damaged is seen.
+#![cfg(feature = "server")]
+#![allow(clippy::unwrap_used)]
+
+#[allow(unreachable_pub)]
+mod support;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use storenode::disk::{Disk, MemoryDisk};
+use storenode::offline::Offline;
+use storenode::service::Service;
+use storenode::wire::*;
+use support::*;
+
+const SEGMENT: u64 = 4096;
+
+/// What group `seq` writes.
+fn records_of(seq: u64) -> Records {
+    let key = |n: u64| format!("key {}", n % 31).into_bytes();
+    let mut r = vec![put(&key(seq), &vec![seq as u8; (seq * 97 % 900) as usize])];
+    r.push(if seq % 3 == 0 { del(&key(seq + 3)) } else { put(&key(seq + 3), &[seq as u8]) });
+    r
+}
+
+fn part_of(seq: u64) -> bytes::Bytes {
+    let predecessor = if seq == 1 { Version::ZERO } else { v(1, seq - 1) };
+    part(v(1, seq), predecessor, &records_of(seq))
+}
+
+/// Live records after group `seq`.
+fn table_at(seq: u64) -> BTreeMap<Key, (Version, bytes::Bytes)> {
+    let mut t = BTreeMap::new();
+    for s in 1..=seq {
+        for (k, value) in records_of(s) {
+            match value {
+                Some(b) => t.insert(k, (v(1, s), b)),
+                None => t.remove(&k),
+            };
+        }
+    }
+    t
+}
+
+fn check_equals(n: &Node, seq: u64, what: &str) {
+    let want: Vec<_> = table_at(seq).into_iter().map(|(k, (v, b))| (k, v, b)).collect();
+    assert_eq!(n.scan(), want, "{what}");
+}
+
+/// A short life; every step may fail. Answers the last group that was acknowledged.
+fn life(disk: &MemoryDisk) -> u64 {
+    let mut acked = 0;
+    let Ok(service) = Service::open(Arc::new(disk.clone()), config(SEGMENT)) else { return 0 };
+    let mut n = Node { disk: disk.clone(), service, epoch: 0, segment_bytes: SEGMENT };
+    let assign = Request::Assign {
+        volume: VOLUME,
+        bank: BankId::A,
+        shard: 0,
+        shards: 1,
+        role: Role::Voter,
+        configuration: Configuration::default(),
+        wipe: false,
+    };
+    if n.call(assign).is_err() || n.fence(1).is_err() || n.attach(vec![]).is_err() {
+        return 0;
+    }
+    for seq in 1..=24 {
+        let committed = v(1, seq - 1);
+        match n.append(&[part_of(seq)], if seq % 4 == 0 { committed } else { Version::ZERO }) {
+            Ok(p) => {
+                assert_eq!(p.position, v(1, seq));
+                acked = seq;
+            }
+            Err(_) => break,
+        }
+        if seq % 8 == 0 {
+            n.tick();
+            for _ in 0..20 {
+                n.service.maintain();
+            }
+        }
+    }
+    n.service.close();
+    acked
+}
+
+#[test]
+fn whatever_disk_operation_fails_what_was_acknowledged_stays() {
+    let disk = MemoryDisk::new();
+    assert_eq!(life(&disk), 24);
+    let operations = disk.operations();
+    assert!(operations > 100, "{operations}");
+    for nth in 1..=operations {
+        for power_cut in [false, true] {
+            let disk = MemoryDisk::new();
+            disk.fail_nth(nth);
+            let acked = life(&disk);
+            if power_cut {
+                disk.crash();
+            } else {
+                disk.kill();
+            }
+            let what = format!("operation {nth}, power cut {power_cut}");
+            let n = Node::blank(disk, SEGMENT);
+            let s = n.service.status();
+            assert_eq!(s.failed, None, "{what}");
+            if acked == 0 {
+                continue;
+            }
+            let at = s.position.position;
+            assert!(at >= v(1, acked), "{what}: stands at {at}, acked {acked}");
+            assert_eq!(s.damaged_through, None, "{what}");
+            let mut n = n;
+            n.take(2);
+            n.commit(at);
+            check_equals(&n, at.seq, &what);
+            let after = part(v(2, at.seq + 1), at, &vec![put(b"later", b"x")]);
+            assert_eq!(n.append(&[after], at).unwrap().position, v(2, at.seq + 1), "{what}");
+        }
+    }
+}
+
+/// A store with all kinds of files: sidecars, sealed segments without one (pending parts), a
+/// segment that is written to.
+fn store() -> (MemoryDisk, u64, u64) {
+    let n = Node::new(SEGMENT);
+    let (applied, top) = (40, 52);
+    for seq in 1..=top {
+        n.append(&[part_of(seq)], v(1, (seq - 1).min(applied))).unwrap();
+        if seq % 9 == 0 {
+            n.tick();
+            n.maintain();
+        }
+    }
+    n.tick();
+    n.maintain();
+    n.tick();
+    assert_eq!((n.position().position, n.position().applied), (v(1, top), v(1, applied)));
+    let names = n.log_files();
+    assert!(names.iter().filter(|f| f.ends_with("idx")).count() >= 1, "{names:?}");
+    assert!(names.iter().filter(|f| f.ends_with("seg")).count() >= 3, "{names:?}");
+    (n.disk.copy(), applied, top)
+}
+
+#[test]
+fn every_flipped_byte_is_seen_and_never_gives_wrong_data() {
+    let (disk, applied, top) = store();
+    let want = table_at(applied);
+    let keys: Vec<Key> = (0..31).map(|n| format!("key {n}").into_bytes()).collect();
+    let names: Vec<String> = disk.list().unwrap();
+    let (mut flips, mut lowered, mut damaged) = (0, 0, 0);
+    for name in &names {
+        let len = disk.content(name).unwrap().len() as u64;
+        for offset in 0..len {
+            let copy = disk.copy();
+            assert!(copy.flip(name, offset, 1 << (offset % 8)));
+            let what = format!("{name} byte {offset}");
+            flips += 1;
+            let service = match Service::open(Arc::new(copy.clone()), config(SEGMENT)) {
+                Ok(s) => s,
+                Err(e) => panic!("{what}: {e}"),
+            };
+            let n = Node { disk: copy, service, epoch: 1, segment_bytes: SEGMENT };
+            let s = n.service.status();
+            if s.failed.is_some() {
+                damaged += 1;
+                continue;
+            }
+            assert!(s.position.position <= v(1, top), "{what}");
+            if s.position.position < v(1, top) {
+                lowered += 1;
+                assert!(
+                    s.damaged_through.is_some_and(|d| d > s.position.position),
+                    "{what}: parts are missing and nothing says so: {s:?}"
+                );
+            }
+            let r = Request::Read { keys: keys.clone(), through: Version::ZERO };
+            let (Reply::Found { applied: got, items }, values) = n.observe(r).unwrap() else {
+                panic!()
+            };
+            let mut values = values.into_iter();
+            for (key, item) in keys.iter().zip(items) {
+                match item {
+                    Found::Damaged { .. } => damaged += 1,
+                    Found::Record { version, len: Some(_), .. } => {
+                        let value = values.next().unwrap();
+                        let written = records_of(version.seq)
+                            .into_iter()
+                            .any(|(k, b)| k == *key && b.as_ref() == Some(&value));
+                        assert!(written, "{what}: wrong data");
+                        if got >= v(1, applied) {
+                            assert_eq!(want.get(key), Some(&(version, value)), "{what}: stale");
+                        }
+                    }
+                    Found::Record { len: None, .. } | Found::Absent => {
+                        if got >= v(1, applied) {
+                            assert!(!want.contains_key(key), "{what}: lost {key:?}");
+                        }
+                    }
+                }
+            }
+            // Looking at it offline does not panic either.
+            if offset % 16 == 0 {
+                let off = Offline::open(Arc::new(n.disk.copy())).unwrap();
+                let _ = off.verify(b"", 1 << 20);
+            }
+        }
+    }
+    eprintln!("{flips} flips: {lowered} positions lowered, {damaged} damaged records or states");
+    assert!(lowered > 0 && damaged > 0);
+}
+
+#[test]
+fn every_cut_of_the_last_segment_leaves_a_prefix() {
+    let (disk, ..) = store();
+    let mut names: Vec<String> = disk.list().unwrap();
+    names.retain(|n| n.ends_with("seg"));
+    let last = names.last().unwrap().clone();
+    let content = disk.content(&last).unwrap();
+    for cut in (0..content.len()).step_by(13) {
+        let copy = disk.copy();
+        copy.open(&last).unwrap().truncate(cut as u64).unwrap();
+        let n = Node::blank(copy.copy(), SEGMENT);
+        let s = n.service.status();
+        assert!(s.position.position <= v(1, 52), "cut at {cut}");
+        assert_eq!(s.failed, None);
+    }
+}
