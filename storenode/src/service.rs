@@ -797,7 +797,8 @@ impl Service {
         if engine.failed().is_none()
             && let Err(e) = engine.mark()
         {
-            tracing::warn!(error = %e, "cannot write a mark");
+            // Every 50 ms while the disk is full: not worth a warning each time.
+            tracing::debug!(error = %e, "cannot write a mark");
         }
     }
 

@@ -19,7 +19,11 @@ const SEGMENT: u64 = 4096;
 fn records_of(seq: u64) -> Records {
     let key = |n: u64| format!("key {}", n % 31).into_bytes();
     let mut r = vec![put(&key(seq), &vec![seq as u8; (seq * 97 % 900) as usize])];
-    r.push(if seq % 3 == 0 { del(&key(seq + 3)) } else { put(&key(seq + 3), &[seq as u8]) });
+    r.push(if seq.is_multiple_of(3) {
+        del(&key(seq + 3))
+    } else {
+        put(&key(seq + 3), &[seq as u8])
+    });
     r
 }
 

@@ -223,7 +223,7 @@ impl Log {
         snapshot: &dyn Fn() -> Snapshot,
     ) -> Result<Vec<Written>, WriteError> {
         if tail.closed {
-            return Err(WriteError::Failed("this store was wiped".into()));
+            return Err(WriteError::Failed("this store is closed or was wiped".into()));
         }
         if let Some(what) = self.failed() {
             return Err(WriteError::Failed(what));

@@ -13,6 +13,8 @@ use std::ops::Bound::{Excluded, Unbounded};
 const SCAN_BYTES_MAX: usize = 4 << 20;
 /// Records looked at under one hold of the index.
 const VISITS_MAX: usize = 64 << 10;
+/// The heads of one reply take about so many bytes at most, well below the limit of a frame's head.
+const HEADS_BYTES_MAX: usize = 3 << 20;
 /// A tail stops after about so many bytes of parts.
 const TAIL_BYTES_MAX: usize = 16 << 20;
 
@@ -118,22 +120,26 @@ impl Engine {
         Ok((applied, items, bulk))
     }
 
-    /// Heads of the records that `pick` wants, from `records` on, which are in order of their keys.
+    /// Heads of the records that `pick` wants, from `records` on, which are in order of their keys;
+    /// and where to go on when `limit` records, or `values_max` bytes of values, or too many bytes of
+    /// heads were reached.
     fn collect<'a>(
         records: impl Iterator<Item = (&'a [u8], &'a Slot)>,
         limit: usize,
-        bytes_max: usize,
+        values_max: usize,
         mut pick: impl FnMut(&[u8], &Slot) -> bool,
     ) -> (Vec<(RecordHead, Slot)>, Option<Key>) {
-        let (mut out, mut bytes) = (Vec::new(), 0);
+        let (mut out, mut heads, mut values) = (Vec::new(), 0, 0);
         let mut last: &[u8] = &[];
         for (visited, (key, slot)) in records.enumerate() {
-            if out.len() >= limit || bytes >= bytes_max || visited >= VISITS_MAX {
+            let full = out.len() >= limit || heads >= HEADS_BYTES_MAX || values >= values_max;
+            if full || visited >= VISITS_MAX {
                 return (out, Some(last.to_vec()));
             }
             last = key;
             if pick(key, slot) {
-                bytes += key.len() + 48 + slot.len().unwrap_or(0) as usize;
+                heads += key.len() + 48;
+                values += slot.len().unwrap_or(0) as usize;
                 out.push((head(key, slot), *slot));
             }
         }
@@ -212,8 +218,9 @@ impl Engine {
                 out.applied = applied;
             }
             out.heads.extend(found.into_iter().map(|(h, _)| h));
+            let heads: usize = out.heads.iter().map(|h| h.key.len() + 48).sum();
             match next {
-                Some(n) if out.heads.len() < limit => after = n,
+                Some(n) if out.heads.len() < limit && heads < HEADS_BYTES_MAX => after = n,
                 next => {
                     out.next = next;
                     return out;

@@ -255,6 +255,11 @@ impl Engine {
         tail: &mut Tail,
         cursor: Option<(Version, Key)>,
     ) -> Result<u64, NodeError> {
+        let position = self.core.lock().chain.position();
+        if cursor.as_ref().is_some_and(|(since, _)| *since < position) {
+            // A late copy: that catch-up has been joined since.
+            return Ok(0);
+        }
         let payload = encode_small(&CursorMark(cursor.clone()));
         let entry = NewEntry::small(Kind::Cursor, &payload);
         let end = self.put(tail, &[entry]).map_err(|e| self.refusal(e))?[0].end;

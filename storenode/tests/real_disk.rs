@@ -1,0 +1,191 @@
+//! The same engine over a directory of the machine: locks, threads, speed.
+#![cfg(feature = "server")]
+#![allow(clippy::unwrap_used)]
+
+#[allow(unreachable_pub)]
+mod support;
+
+use bytes::Bytes;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use storenode::disk::{Disk, RealDisk};
+use storenode::offline::Offline;
+use storenode::service::{OpenError, Service};
+use storenode::wire::*;
+use support::{VOLUME, config, part, put, v};
+
+fn open(path: &std::path::Path, segment_bytes: u64) -> Service {
+    Service::open(Arc::new(RealDisk::open(path, true).unwrap()), config(segment_bytes)).unwrap()
+}
+
+fn envelope(s: &Service, epoch: u64) -> Envelope {
+    Envelope { format: WIRE_FORMAT, volume: VOLUME, store: s.status().store, epoch, nonce: 1 }
+}
+
+fn take(s: &Service, epoch: u64) {
+    let call = |r| s.handle(envelope(s, epoch), r, Bytes::new()).unwrap();
+    if s.status().role == Role::Blank {
+        let configuration = Configuration::default();
+        let (volume, bank, role) = (VOLUME, BankId::A, Role::Voter);
+        let (shard, shards, wipe) = (0, 1, false);
+        call(Request::Assign { volume, bank, shard, shards, role, configuration, wipe });
+    }
+    call(Request::Fence { epoch, nonce: 1, holder: "test".into() });
+    call(Request::Attach { chain: Vec::new(), cut: Version::ZERO });
+}
+
+fn append(s: &Service, parts: &[Bytes], watermark: Version) -> Result<Reply, NodeError> {
+    let lens = parts.iter().map(|p| p.len() as u32).collect();
+    let bulk = Bytes::from(parts.concat());
+    s.handle(envelope(s, 1), Request::Append { lens, watermark }, bulk).map(|r| r.0)
+}
+
+#[test]
+fn one_process_per_directory_and_a_start_finds_all() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("new").join("node");
+    let s = open(&path, 1 << 20);
+    take(&s, 1);
+    append(&s, &[part(v(1, 1), Version::ZERO, &vec![put(b"k", b"value")])], Version::ZERO).unwrap();
+    append(&s, &[], v(1, 1)).unwrap();
+    let second = RealDisk::open(&path, false).unwrap();
+    assert!(matches!(Service::open(Arc::new(second), config(1 << 20)), Err(OpenError::Locked)));
+    let second = RealDisk::open(&path, false).unwrap();
+    assert!(matches!(Offline::open(Arc::new(second)), Err(OpenError::Locked)));
+    let space = s.status().space;
+    assert!(space.capacity_bytes > space.free_bytes && space.free_bytes > 0);
+    s.close();
+    drop(s);
+    let off = Offline::open(Arc::new(RealDisk::open(&path, false).unwrap())).unwrap();
+    assert_eq!(off.get(b"k").unwrap().1, Ok(Some("value".into())));
+    drop(off);
+    let s = open(&path, 1 << 20);
+    assert_eq!(s.status().position.position, v(1, 1));
+    let names = RealDisk::open(&path, false).unwrap().list().unwrap();
+    assert!(!names.iter().any(|n| n.ends_with(".tmp")));
+}
+
+#[test]
+fn threads_share_syncs_and_readers_see_whole_groups() {
+    let dir = tempfile::tempdir().unwrap();
+    let s = open(dir.path(), 256 << 10);
+    take(&s, 1);
+    let (next, stop) = (AtomicU64::new(1), AtomicU64::new(0));
+    let top = 400;
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                loop {
+                    let seq = next.fetch_add(1, Ordering::Relaxed);
+                    if seq > top {
+                        return;
+                    }
+                    let before = if seq == 1 { Version::ZERO } else { v(1, seq - 1) };
+                    // Both keys change together in each group.
+                    let value = seq.to_le_bytes();
+                    let big = vec![seq as u8; 3000];
+                    let key = format!("k{}", seq % 50);
+                    let records =
+                        vec![put(b"a", &value), put(b"b", &value), put(key.as_bytes(), &big)];
+                    let at = s.status().position.position;
+                    append(&s, &[part(v(1, seq), before, &records)], at).unwrap();
+                }
+            });
+        }
+        scope.spawn(|| {
+            let mut rounds = 0;
+            while stop.load(Ordering::Relaxed) == 0 {
+                s.tick(Duration::from_millis(rounds));
+                s.maintain();
+                rounds += 1;
+            }
+        });
+        scope.spawn(|| {
+            let mut last = 0;
+            while last < top {
+                let keys = vec![b"a".to_vec(), b"b".to_vec()];
+                let r = Request::Read { keys, through: Version::ZERO };
+                let (_, values) = s.handle(envelope(&s, 0), r, Bytes::new()).unwrap();
+                if let [a, b] = &values[..] {
+                    assert_eq!(a, b);
+                    let now = u64::from_le_bytes(a[..8].try_into().unwrap());
+                    assert!(now >= last);
+                    last = now;
+                }
+                let w = s.status().position.position;
+                append(&s, &[], w).unwrap();
+            }
+            stop.store(1, Ordering::Relaxed);
+        });
+    });
+    let m = s.metrics();
+    eprintln!("{m:?}");
+    assert_eq!(s.status().position.position, v(1, top));
+    drop(s);
+    let s = open(dir.path(), 256 << 10);
+    assert_eq!(s.status().position.position, v(1, top));
+    let r = Request::Verify { after: Vec::new(), budget_bytes: 16 << 20 };
+    let (Reply::Verified { bad, records, .. }, _) =
+        s.handle(envelope(&s, 0), r, Bytes::new()).unwrap()
+    else {
+        panic!()
+    };
+    assert_eq!((bad.len(), records), (0, 52));
+}
+
+/// `cargo test --release -p tercet-storenode --test real_disk -- --ignored --nocapture`; the directory is `$NODE_BENCH_DIR`.
+#[test]
+#[ignore = "a measurement"]
+fn speed() {
+    let base = std::env::var("NODE_BENCH_DIR").unwrap_or_else(|_| "/tmp".into());
+    let dir = tempfile::tempdir_in(base).unwrap();
+    let s = open(dir.path(), 64 << 20);
+    take(&s, 1);
+    let (mut seq, mut last) = (0, Version::ZERO);
+    let mut write = |records: &support::Records| {
+        seq += 1;
+        let p = part(v(1, seq), last, records);
+        let start = Instant::now();
+        append(&s, &[p], last).unwrap();
+        last = v(1, seq);
+        start.elapsed()
+    };
+    let mut times: Vec<_> =
+        (0..500u32).map(|i| write(&vec![put(&i.to_be_bytes(), &[1; 4096])])).collect();
+    times.sort();
+    let m = s.metrics();
+    let sync = m.sync_micros / m.syncs.max(1);
+    println!(
+        "append 4 KiB: median {:?}, p99 {:?}; mean fdatasync {sync} us",
+        times[250], times[495]
+    );
+    let before = s.metrics().log_bytes_written;
+    let block = vec![7; 1 << 20];
+    let start = Instant::now();
+    for i in 0..32u32 {
+        let records = (0..16u32).map(|j| put(&[i.to_be_bytes(), j.to_be_bytes()].concat(), &block));
+        write(&records.collect());
+    }
+    let (t, n) = (start.elapsed().as_secs_f64(), 512.0);
+    let wrote = (s.metrics().log_bytes_written - before) as f64 / (1 << 20) as f64;
+    println!("append 16 MiB: {:.0} MiB/s with encoding, {:.4} bytes per byte", n / t, wrote / n);
+    for i in 0..62u32 {
+        let records =
+            (0..16_384u32).map(|j| put(&[i.to_be_bytes(), j.to_be_bytes(), [9; 4]].concat(), b"x"));
+        write(&records.collect());
+    }
+    append(&s, &[], last).unwrap();
+    println!("{} records", s.status().space.records);
+    for _ in 0..30 {
+        s.tick(Duration::ZERO);
+        s.maintain();
+    }
+    s.close();
+    drop(s);
+    let start = Instant::now();
+    let s = open(dir.path(), 64 << 20);
+    println!("start with {} records: {:?}", s.status().space.records, start.elapsed());
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    println!("{}", status.lines().find(|l| l.starts_with("VmRSS")).unwrap());
+}
