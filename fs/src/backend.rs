@@ -7,14 +7,21 @@ use serde_json::{Value, json};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
+use voter::bank::{Bank, http::HttpBank};
 use voter::memory::MemoryVolume;
 use voter::open::OpenError;
 use voter::replicated::{OpenOptions, Replicated};
 use voter::status::Inspected;
 use voter::volume::{Key, Volume};
+use voter::wire::{Envelope, Request, StoreId, VolumeId, WIRE_FORMAT};
 
 /// Longest wait of the volume in memory, as a real one would have.
 const MEMORY_DEADLINE: Duration = Duration::from_secs(10);
+
+/// A node that is asked why it is missing answers by then.
+const STATUS_DEADLINE: Duration = Duration::from_secs(2);
+/// Nodes named in one message.
+const REASONS_SHOWN: usize = 9;
 
 /// See the module.
 #[derive(Clone)]
@@ -25,14 +32,72 @@ pub enum Backend {
     Replicated(Arc<Replicated>),
 }
 
-/// Turns a refusal to open into words and an exit code.
-pub fn explain(e: &OpenError, config: &Config) -> ControlError {
-    let file = config.file.display();
-    let (code, hint) = match e {
-        OpenError::Config(_) => (2, format!("correct {file}")),
-        _ => (3, "`tercet status` shows every node; start those that are down".to_owned()),
-    };
-    ControlError::new(code, e.to_string(), hint)
+/// Turns a refusal to open into words and an exit code. Where nodes are missing each is asked once
+/// more, so that the message says why: not running, wrong token, no such host.
+pub async fn explain(e: &OpenError, config: &Config) -> ControlError {
+    match e {
+        OpenError::Config(_) => {
+            let hint = format!("correct {}", config.file.display());
+            ControlError::new(2, e.to_string(), hint)
+        }
+        OpenError::Unavailable(_) => {
+            let reasons = silent_nodes(config).await;
+            let mut message = e.to_string();
+            for (node, why) in reasons.iter().take(REASONS_SHOWN) {
+                message.push_str(&format!("\n    {node}: {why}"));
+            }
+            let hint = match &reasons[..] {
+                [] => "`tercet status` shows every node; try again".into(),
+                all if all.iter().any(|(_, why)| why.contains("token")) => format!(
+                    "{} must be the file that the nodes were started with",
+                    config.token_file().display()
+                ),
+                _ => "start the nodes that are missing; `tercet status` shows every node".into(),
+            };
+            ControlError::new(3, message, hint)
+        }
+        OpenError::Held(_) => ControlError::new(1, e.to_string(), "end that mount first"),
+        OpenError::Refused(_) | OpenError::Incomplete(_) => {
+            ControlError::new(1, e.to_string(), "`tercet status` shows every node")
+        }
+    }
+}
+
+/// Nodes that give no status, and why.
+async fn silent_nodes(config: &Config) -> Vec<(String, String)> {
+    let Ok(token) = config.token() else { return Vec::new() };
+    let nodes: Vec<(String, &String)> = config
+        .bank_nodes()
+        .into_iter()
+        .flat_map(|(letter, nodes)| {
+            nodes.iter().enumerate().map(move |(shard, address)| {
+                let bank = letter.to_ascii_uppercase();
+                (format!("bank {bank} shard {shard} at {address}"), address)
+            })
+        })
+        .collect();
+    let ask = nodes.into_iter().map(|(node, address)| {
+        let token = token.clone();
+        async move {
+            let bank = HttpBank::new(address, &token).map_err(|e| (node.clone(), e));
+            let answer = bank?.call(nobody(), Request::Status, vec![], STATUS_DEADLINE).await;
+            answer.map(drop).map_err(|e| (node, e.to_string()))
+        }
+    });
+    let answers = futures_util::future::join_all(ask).await;
+    answers.into_iter().filter_map(Result::err).collect()
+}
+
+/// The envelope of a question that is for any node.
+#[must_use]
+pub fn nobody() -> Envelope {
+    Envelope {
+        format: WIRE_FORMAT,
+        volume: VolumeId::ZERO,
+        store: StoreId::ZERO,
+        epoch: 0,
+        nonce: 0,
+    }
 }
 
 impl Backend {
@@ -57,8 +122,10 @@ impl Backend {
             auto_replace: config.mount.auto_replace.0,
             progress: Arc::new(move |what: &str| progress.tell(what, 0, 0, "")),
         };
-        let volume = Replicated::open(cluster, open).await.map_err(|e| explain(&e, config))?;
-        Ok(Self::Replicated(volume))
+        match Replicated::open(cluster, open).await {
+            Ok(volume) => Ok(Self::Replicated(volume)),
+            Err(e) => Err(explain(&e, config).await),
+        }
     }
 
     /// The volume for the filesystem.

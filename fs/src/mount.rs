@@ -305,7 +305,7 @@ pub async fn run(
     // Before mounting: who sees the mount may ask for its status.
     let server = match control::bind(&config.control_socket()) {
         Ok(listener) => {
-            let clients = config.limits.control_clients.into();
+            let clients = config.limits.control_clients;
             control::Server::start(listener, session, clients)
         }
         Err(e) => {

@@ -1,13 +1,14 @@
 //! `fault`: breaking something on one bank on purpose.
 
 use super::{BankName, OK, Outcome, UNREACHABLE, USAGE, WRONG, look, say};
+use crate::backend::nobody;
 use crate::config::Config;
 use crate::control::ControlError;
 use clap::{Subcommand, ValueEnum};
 use std::path::PathBuf;
 use std::time::Duration;
 use voter::bank::{Bank, BankError, http::HttpBank};
-use voter::wire::{Envelope, Fault as Injected, Reply, Request, StoreId, VolumeId, WIRE_FORMAT};
+use voter::wire::{Fault as Injected, Reply, Request, VolumeId};
 
 /// A node has so long to break something.
 const NODE_DEADLINE: Duration = Duration::from_secs(5);
@@ -184,13 +185,7 @@ async fn inject(
     let node = HttpBank::new(address, &config.token()?).map_err(|e| {
         ControlError::new(USAGE, format!("{address}: {e}"), "correct the configuration")
     })?;
-    let mut envelope = Envelope {
-        format: WIRE_FORMAT,
-        volume: VolumeId::ZERO,
-        store: StoreId::ZERO,
-        epoch: 0,
-        nonce: 0,
-    };
+    let mut envelope = nobody();
     let status =
         node.call(envelope, Request::Status, vec![], NODE_DEADLINE).await.map_err(refused)?;
     if let (Reply::Status(status), _) = status {

@@ -56,8 +56,10 @@ async fn status_once(config: &Config, args: &StatusArgs) -> Outcome {
         match control::ask::<Value>(&config.control_socket(), &Ask::Status, |_| ()).await {
             Ok(answer) => answer,
             Err(error) if error.code == UNREACHABLE => {
-                let cluster =
-                    voter::survey(&config.cluster()?).await.map_err(|e| explain(&e, config))?;
+                let cluster = match voter::survey(&config.cluster()?).await {
+                    Ok(cluster) => cluster,
+                    Err(e) => return Err(explain(&e, config).await),
+                };
                 json!({ "mount": null, "cluster": cluster })
             }
             Err(error) => return Err(error),

@@ -50,7 +50,10 @@ pub(super) fn config(config: &Config, check: bool) -> Outcome {
 
 pub(super) async fn init(config: &Config, args: &InitArgs) -> Outcome {
     let cluster = config.cluster()?;
-    let id = Replicated::init(&cluster).await.map_err(|e| explain(&e, config))?;
+    let id = match Replicated::init(&cluster).await {
+        Ok(id) => id,
+        Err(e) => return Err(explain(&e, config).await),
+    };
     // The volume is there; now the filesystem in it. Held for a moment only.
     let open = OpenOptions {
         holder: "tercet init".into(),
@@ -58,7 +61,10 @@ pub(super) async fn init(config: &Config, args: &InitArgs) -> Outcome {
         auto_replace: false,
         progress: Arc::new(|what: &str| tracing::info!("{what}")),
     };
-    let volume = Replicated::open(cluster, open).await.map_err(|e| explain(&e, config))?;
+    let volume = match Replicated::open(cluster, open).await {
+        Ok(volume) => volume,
+        Err(e) => return Err(explain(&e, config).await),
+    };
     let mut options = FormatOptions {
         uid: rustix::process::geteuid().as_raw(),
         gid: rustix::process::getegid().as_raw(),
