@@ -64,8 +64,11 @@ impl Drop for Launched {
     }
 }
 
+/// Does the process run? One that ended and was not yet reaped does not.
 fn alive(pid: &str) -> bool {
-    !pid.is_empty() && Path::new("/proc").join(pid).exists()
+    let stat = fs::read_to_string(Path::new("/proc").join(pid).join("stat")).unwrap_or_default();
+    !pid.is_empty()
+        && stat.rsplit(") ").next().is_some_and(|s| !s.is_empty() && !s.starts_with('Z'))
 }
 
 #[test]

@@ -37,6 +37,8 @@ pub(super) fn system_time(t: Timespec) -> SystemTime {
     second.and_then(|s| s.checked_add(nanos)).unwrap_or(UNIX_EPOCH)
 }
 
+/// A time that the kernel sent, as fuser 0.18 hands it over. Before 1970 fuser subtracts the
+/// nanoseconds that the kernel adds (-5 s + 0.9 s arrives as -5.9 s); undone here.
 pub(super) fn timespec(t: SystemTime) -> Timespec {
     match t.duration_since(UNIX_EPOCH) {
         Ok(after) => Timespec {
@@ -46,10 +48,7 @@ pub(super) fn timespec(t: SystemTime) -> Timespec {
         Err(before) => {
             let before = before.duration();
             let sec = -i64::try_from(before.as_secs()).unwrap_or(i64::MAX);
-            match before.subsec_nanos() {
-                0 => Timespec { sec, nsec: 0 },
-                nanos => Timespec { sec: sec - 1, nsec: 1_000_000_000 - nanos },
-            }
+            Timespec { sec, nsec: before.subsec_nanos() }
         }
     }
 }
@@ -107,13 +106,31 @@ pub(super) fn bare(ino: u64, kind: Kind) -> FileAttr {
 mod tests {
     use super::*;
 
+    /// What fuser 0.18 makes of the seconds and nanoseconds of a request.
+    fn as_fuser_reads(sec: i64, nsec: u32) -> SystemTime {
+        let both = Duration::new(sec.unsigned_abs(), nsec);
+        if sec >= 0 { UNIX_EPOCH + both } else { UNIX_EPOCH - both }
+    }
+
+    /// What it makes of a reply, which is right.
+    fn as_fuser_writes(t: SystemTime) -> (i64, u32) {
+        let nanos = match t.duration_since(UNIX_EPOCH) {
+            Ok(d) => i128::try_from(d.as_nanos()).unwrap(),
+            Err(e) => -i128::try_from(e.duration().as_nanos()).unwrap(),
+        };
+        let sec = nanos.div_euclid(1_000_000_000);
+        let nsec = nanos.rem_euclid(1_000_000_000);
+        (i64::try_from(sec).unwrap(), u32::try_from(nsec).unwrap())
+    }
+
     #[test]
-    fn times_survive_both_ways() {
+    fn times_survive_both_ways_before_1970_too() {
         for (sec, nsec) in
             [(0, 0), (0, 1), (1, 999_999_999), (-1, 0), (-1, 1), (-2, 999_999_999), (1 << 40, 5)]
         {
-            let t = Timespec { sec, nsec };
-            assert_eq!(timespec(system_time(t)), t, "{sec}.{nsec}");
+            let t = timespec(as_fuser_reads(sec, nsec));
+            assert_eq!(t, Timespec { sec, nsec });
+            assert_eq!(as_fuser_writes(system_time(t)), (sec, nsec));
         }
     }
 
