@@ -98,6 +98,9 @@ impl<'a> Log<'a> {
         };
         let keep = tail.len() - void_from(&tail, last_opening);
         tail.truncate(keep);
+        // A node applies as soon as it hears of a watermark, and says so only when that is durable:
+        // what is below its tail is settled, whatever it calls applied.
+        let applied = applied.max(base_end.min(voter.watermark));
         Self { bank, voter, applied, base_end, parts: tail }
     }
 
@@ -143,7 +146,9 @@ impl<'a> Chain<'a> {
         self.logs.iter().map(|l| l.applied).fold(self.best().end(), Version::max)
     }
     fn has(&self, version: Version) -> bool {
+        // By contiguity the chain holds all of its parts below its tail.
         self.logs.iter().any(|l| l.applied >= version)
+            || self.best().base_end >= version
             || self.best().parts.iter().any(|p| p.version == version)
     }
     /// Could two voters hold a part of this version, which is not in the chain?

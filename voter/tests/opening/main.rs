@@ -311,6 +311,7 @@ mod broken_rules {
         read_before_fence,
         attach_keeps_all,
         attach_forgets_damage,
-        attach_drops_settled
+        attach_drops_settled,
+        fence_forgets_watermark
     );
 }

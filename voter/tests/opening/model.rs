@@ -26,6 +26,9 @@ pub(crate) struct Broken {
     /// A voter that attaches drops what its peer has compacted, before it has the state instead: it
     /// may be one of only two that hold it. (Found by this simulation.)
     pub(crate) attach_drops_settled: bool,
+    /// A node answers a fence before the watermark that it applied by is durable: after a restart
+    /// those parts are pending again, and the attach voids them. (Found over real nodes.)
+    pub(crate) fence_forgets_watermark: bool,
     /// A node forgets that something is damaged when it attaches, before it has the part again.
     pub(crate) attach_forgets_damage: bool,
 }
@@ -53,6 +56,11 @@ pub(crate) struct Node {
     pub(crate) base: BTreeSet<Version>,
     pub(crate) base_end: Version,
     pub(crate) applied: Version,
+    /// The watermark that is durable in its log: what it calls `applied`.
+    pub(crate) durable: Version,
+    /// Applied parts above `durable`, no longer told in tails, which are pending again after a
+    /// restart.
+    pub(crate) recent: Vec<PartHead>,
     pub(crate) high: Version,
     pub(crate) watermark: Version,
     /// Contiguous parts above `applied`.
@@ -74,6 +82,11 @@ impl Node {
     pub(crate) fn fence(&mut self, who: (u64, u64), broken: Broken) -> Result<(), No> {
         if who.0 > self.promise.0 || who == self.promise || broken.no_promise {
             self.promise = self.promise.max(who);
+            // What it applied stays applied over a restart: the opener sees no parts for it.
+            if !broken.fence_forgets_watermark {
+                self.durable = self.applied;
+                self.recent.clear();
+            }
             return Ok(());
         }
         Err(No::Fenced)
@@ -86,7 +99,7 @@ impl Node {
         Ok(Fenced {
             store: StoreId::ZERO,
             position: self.end(),
-            applied: self.applied,
+            applied: self.durable,
             high: self.high,
             watermark: self.watermark,
             floor: Version::ZERO,
@@ -134,6 +147,8 @@ impl Node {
             self.base = from.base.clone();
             self.base_end = from.base_end;
             self.applied = from.applied;
+            self.durable = from.applied;
+            self.recent.clear();
             self.openings = from.openings.clone();
             self.openings.retain(|m| from.log.iter().all(|p| p.version.epoch != m.epoch));
             self.log.clear();
@@ -155,6 +170,8 @@ impl Node {
             return Err(No::NotAttached);
         }
         if part.predecessor == self.end() && part.version > self.end() {
+            self.durable = self.applied;
+            self.recent.clear();
             self.log.push(part.clone());
             if let Some(cut) = part.cut {
                 self.openings.push(OpeningMark { epoch: part.version.epoch, cut });
@@ -183,19 +200,26 @@ impl Node {
             if part.cut.is_none() {
                 self.base.insert(part.version);
             }
+            self.recent.push(part);
         }
         self.applied = self.applied.max(reach);
     }
 
     pub(crate) fn restart(&mut self) {
         self.attached = 0;
-        self.watermark = self.applied;
+        self.applied = self.durable;
+        self.watermark = self.durable;
+        if let Some(first) = self.recent.first() {
+            self.base_end = first.predecessor;
+            self.base.retain(|v| self.recent.iter().all(|p| p.version != *v));
+            self.log.splice(..0, self.recent.drain(..));
+        }
     }
 
     /// A pending part rots, and all behind it is out of reach.
     /// `unknown`: how much was lost cannot be told.
     pub(crate) fn damage(&mut self, at: usize, unknown: bool) {
-        self.attached = 0;
+        self.restart();
         let end = self.end();
         let epoch = self.promise.0.max(end.epoch);
         self.damaged = Some(if unknown { Version::new(epoch, u64::MAX) } else { end });
