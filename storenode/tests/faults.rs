@@ -230,3 +230,64 @@ fn every_cut_of_the_last_segment_leaves_a_prefix() {
         assert_eq!(s.failed, None);
     }
 }
+
+/// Newest record of each key after group `seq`, tombstones included.
+fn settled_at(seq: u64) -> Vec<(Key, Version, Option<bytes::Bytes>)> {
+    let mut t = BTreeMap::new();
+    for s in 1..=seq {
+        for (k, value) in records_of(s) {
+            t.insert(k, (v(1, s), value));
+        }
+    }
+    t.into_iter().map(|(k, (v, b))| (k, v, b)).collect()
+}
+
+#[test]
+fn what_was_damaged_is_healed_for_good() {
+    let (disk, applied, top) = store();
+    let names: Vec<String> = disk.list().unwrap();
+    let mut healed = 0;
+    for name in names.iter().filter(|n| n.ends_with("seg")) {
+        let len = disk.content(name).unwrap().len() as u64;
+        for offset in (0..len).step_by(23) {
+            let copy = disk.copy();
+            assert!(copy.flip(name, offset, 0x40));
+            let what = format!("{name} byte {offset}");
+            let mut n = Node::blank(copy, SEGMENT);
+            let p = n.position().position;
+            let chain: Vec<Version> = (applied + 1..=top).map(|s| v(1, s)).collect();
+            n.fence(2).unwrap();
+            n.attach(chain).unwrap();
+            if p < v(1, applied) {
+                let r = settled_at(applied);
+                n.install(&r, v(1, applied), InstallKind::CatchUp).unwrap();
+                let join = Request::Join { at: v(1, applied), reach: v(1, applied) };
+                n.call(join).unwrap();
+            }
+            // The mount sends again what is in flight.
+            let parts: Vec<_> = (applied + 1..=top).map(part_of).collect();
+            let got = n.append(&parts, v(1, applied)).unwrap();
+            assert_eq!((got.position, got.detached), (v(1, top), None), "{what}");
+            if p < v(1, top) {
+                healed += 1;
+            }
+            for round in 0..3 {
+                n = if round == 1 { n.crash() } else { n.start() };
+                let s = n.service.status();
+                assert_eq!(s.position.position, v(1, top), "{what}, start {round}");
+                assert_eq!(s.damaged_through, None, "{what}, start {round}");
+                n.attach((applied + 1..=top).map(|s| v(1, s)).collect()).unwrap();
+                if round == 1 {
+                    n.commit(v(1, top));
+                    n.tick();
+                    n.maintain();
+                }
+            }
+            // Single values may still be damaged: that is for repairs, not for positions.
+            let r = settled_at(top);
+            n.install(&r, v(1, top), InstallKind::Repair).unwrap();
+            check_equals(&n, top, &what);
+        }
+    }
+    assert!(healed > 10, "{healed}");
+}

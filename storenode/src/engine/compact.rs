@@ -80,7 +80,7 @@ impl Engine {
         let len = file.len.load(Ordering::Relaxed);
         let bytes =
             Bytes::from(read_file(&*self.disk, &segment_name(number), SEGMENT_MAX).map_err(io)?);
-        let s = scan(&bytes, self.owner.store, number, Some(len), false);
+        let s = scan(&bytes, self.owner.store, number, Some(len), false, 0);
         let mut rows = self.rows_of(&s, &bytes, number);
         if s.items.iter().any(|i| matches!(i, Item::Gap { .. })) {
             // The index knows what was current in the damaged stretch.
@@ -309,7 +309,7 @@ impl Engine {
         let name = segment_name(number);
         let io = |e: std::io::Error| failed(format!("{name}: {e}"));
         let bytes = Bytes::from(read_file(&*self.disk, &name, SEGMENT_MAX).map_err(io)?);
-        let s = scan(&bytes, self.owner.store, number, None, false);
+        let s = scan(&bytes, self.owner.store, number, None, false, 0);
         let mut rows = self.rows_of(&s, &bytes, number);
         rows.extend(self.indexed_in(number));
         Ok(rows)

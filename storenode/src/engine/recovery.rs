@@ -48,6 +48,9 @@ struct Replay {
     /// A lost part is told by the next one; the position before it, and whether it may have been
     /// something else than a part.
     part_gap: Option<(Version, bool)>,
+    /// The head of a segment is lost, and so are the segments before it: the next head must say
+    /// what it said.
+    head_lost: Option<Place>,
     /// No part followed the last gap.
     trailing: bool,
     /// Pending parts whose values are damaged.
@@ -72,6 +75,7 @@ impl Replay {
         core.lost = None;
         self.distrust = false;
         self.part_gap = None;
+        self.head_lost = None;
     }
 }
 
@@ -292,6 +296,7 @@ impl Engine {
         } else {
             r.note(format!("{}: its first entry is damaged", segment_name(s.segment)));
             self.lost_snapshot(r, core, s.segment);
+            file.damaged.store(true, Ordering::Relaxed);
         }
         file.len.store(s.segment_len, Ordering::Relaxed);
         file.sidecar.store(true, Ordering::Relaxed);
@@ -333,6 +338,7 @@ impl Engine {
             r.gaps.clear();
             r.distrust = false;
             r.part_gap = None;
+            r.head_lost = None;
             for (version, part) in core.chain.adopt(s.chain) {
                 if let Err(what) = self.apply_part(core, version, &part) {
                     // Its segment's sidecar has its records; only what it hid may be missing.
@@ -356,12 +362,19 @@ impl Engine {
         }
     }
 
-    /// The head of a segment is lost: harmless if the segment before it was replayed.
+    /// The head of a segment is lost: harmless if the segment before it was replayed, or if the
+    /// next head can be read.
     fn lost_snapshot(&self, r: &mut Replay, core: &mut Core, number: u32) {
-        if r.previous_number.map(|n| n + 1) != Some(number) && number != 1 {
-            r.gaps.push(Place { segment: number, offset: SEGMENT_HEAD_LEN as u32 });
-            r.distrust = true;
+        if r.previous_number.map(|n| n + 1) == Some(number) || number == 1 {
+            return;
+        }
+        let place = Place { segment: number, offset: SEGMENT_HEAD_LEN as u32 };
+        r.head_lost = Some(place);
+        if !core.chain.pending.is_empty() {
+            // They were applied or made void in what is gone, and nothing tells which.
             core.chain.forget_all();
+            r.gaps.push(place);
+            r.distrust = true;
         }
     }
 
@@ -376,7 +389,7 @@ impl Engine {
         file: &SegmentFile,
         read_only: bool,
     ) {
-        let s = scan(&bytes, self.owner.store, number, sealed, last);
+        let s = scan(&bytes, self.owner.store, number, sealed, last, r.ordinal);
         let synced = if last { s.synced } else { s.end };
         r.ordinal = r.ordinal.max(s.ordinal);
         file.len.store(sealed.unwrap_or(s.end), Ordering::Relaxed);
@@ -434,7 +447,9 @@ impl Engine {
         single: bool,
     ) {
         let before = core.chain.position();
+        let head = single && u64::from(place.offset) == SEGMENT_HEAD_LEN;
         match only {
+            None if head => return,
             // Nothing that is not said again; or what it says is only more than is known.
             Some(Kind::Mark | Kind::Cursor | Kind::Join | Kind::Snapshot) => return,
             Some(Kind::Part) => r.part_gap = Some((before, false)),
@@ -700,6 +715,10 @@ impl Engine {
                 core.chain.forget(version);
                 core.lost = core.lost.max(Some(version));
             }
+        }
+        if let Some(place) = r.head_lost.take() {
+            r.gaps.push(place);
+            r.distrust = true;
         }
         if r.part_gap.take().is_some_and(|(_, unsure)| unsure) {
             r.distrust = true;

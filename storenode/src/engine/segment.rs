@@ -120,18 +120,20 @@ pub(crate) fn payload_of(segment: &Bytes, offset: u64, header: &Header) -> Bytes
 }
 
 /// Reads a whole segment. `sealed` is its length when a later segment knows it: then all of it was
-/// synced. `last`: no later segment follows, so the end of this one may be torn. Store and number
-/// come from elsewhere than the bytes.
+/// synced. `last`: no later segment follows, so the end of this one may be torn. `ordinal`: the
+/// highest of the segments before, 0 = unknown. Store and number come from elsewhere than the bytes.
 pub(crate) fn scan(
     bytes: &Bytes,
     store: StoreId,
     number: u32,
     sealed: Option<u64>,
     last: bool,
+    ordinal: u64,
 ) -> Scan {
     let seed = seed(store, number);
     let limit = sealed.map_or(bytes.len(), |s| bytes.len().min(s as usize)) as u64;
-    let mut s = Scan { synced: sealed.unwrap_or(0), end: SEGMENT_HEAD_LEN, ..Scan::default() };
+    let (synced, end) = (sealed.unwrap_or(0), SEGMENT_HEAD_LEN);
+    let mut s = Scan { synced, end, ordinal, ..Scan::default() };
     let mut at = SEGMENT_HEAD_LEN;
     while let Some((offset, header)) = next_header(bytes, seed, at, limit, s.ordinal) {
         if offset > at {
@@ -264,7 +266,7 @@ mod tests {
         (b, starts)
     }
     fn run(b: &[u8]) -> (Vec<bool>, u64) {
-        let s = scan(&Bytes::copy_from_slice(b), STORE, 9, None, true);
+        let s = scan(&Bytes::copy_from_slice(b), STORE, 9, None, true, 0);
         (s.items.iter().map(|i| matches!(i, Item::Entry { .. })).collect(), s.end)
     }
 
@@ -287,7 +289,7 @@ mod tests {
         let mut bad = good.clone();
         bad[at[1] as usize + 70] ^= 1;
         bad[at[2] as usize + 70] ^= 1;
-        let s = scan(&Bytes::copy_from_slice(&bad), STORE, 9, None, true);
+        let s = scan(&Bytes::copy_from_slice(&bad), STORE, 9, None, true, 0);
         assert_eq!(s.items.len(), 2, "the second is covered by the mark in the third's header");
         assert_eq!(s.end, at[2]);
         let all: Vec<u8> = good.iter().copied().chain([0; 4096]).collect();
@@ -297,7 +299,7 @@ mod tests {
     #[test]
     fn every_cut_and_every_flip_leaves_only_whole_entries() {
         let (good, at) = build(&[0, 0, 0, 0]);
-        let whole = scan(&Bytes::copy_from_slice(&good), STORE, 9, None, true).items;
+        let whole = scan(&Bytes::copy_from_slice(&good), STORE, 9, None, true, 0).items;
         for cut in 64..good.len() {
             let n = at.iter().filter(|a| **a <= cut as u64).count() - 1;
             // Padding may be cut off: nothing of the entry is lost.
@@ -307,7 +309,7 @@ mod tests {
         for byte in 64..good.len() {
             let mut bad = good.clone();
             bad[byte] ^= 0x10;
-            for i in scan(&Bytes::from(bad), STORE, 9, None, true).items {
+            for i in scan(&Bytes::from(bad), STORE, 9, None, true, 0).items {
                 assert!(matches!(i, Item::Gap { .. }) || whole.contains(&i), "byte {byte}");
             }
         }
