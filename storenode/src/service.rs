@@ -547,8 +547,11 @@ impl Service {
             }
             drop(tail);
         }
-        // Positions told from now on include all that was written for the old epoch.
+        // Positions told from now on include all that was written for the old epoch, and what was
+        // applied stays applied over a restart: the opener sees no parts for it, so its attach
+        // cannot name them and would void them (docs/adr/0010-opening.md).
         engine.sync()?;
+        engine.mark()?;
         done(Reply::Status(Box::new(self.status())))
     }
 
