@@ -35,6 +35,7 @@ impl RealDisk {
                 File::open(parent)?.sync_all()?;
             }
         }
+        allow_many_files();
         let dir = File::open(path)?;
         if !dir.metadata()?.is_dir() {
             return Err(io::Error::new(io::ErrorKind::NotADirectory, path.display().to_string()));
@@ -46,6 +47,19 @@ impl RealDisk {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+}
+
+/// Every segment of the log stays open: 1,024 descriptors, the usual soft limit, would end a node at
+/// 64 GiB. The hard limit is far above that.
+fn allow_many_files() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum {
+        limit.current = limit.maximum;
+        if let Err(e) = setrlimit(Resource::Nofile, limit) {
+            tracing::warn!(error = %e, "cannot raise the limit of open files");
+        }
     }
 }
 

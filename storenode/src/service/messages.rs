@@ -1,0 +1,250 @@
+//! The messages that change who a node obeys, what it holds, or what it is.
+
+use super::{Answer, HOLDER_LEN_MAX, Service, done, fits, owner_of};
+use crate::engine::{Engine, bad, failed, remove_log};
+use crate::part;
+use crate::state::State;
+use crate::wire::{
+    Configuration, Envelope, NodeError, Promise, Reply, Role, StoreId, Version, VolumeId,
+};
+use bytes::Bytes;
+use std::sync::Arc;
+
+impl Service {
+    /// Changes the durable state. The caller holds the writer lock.
+    pub(super) fn change(&self, f: impl FnOnce(&mut State)) -> Result<(), NodeError> {
+        let mut state = self.identity.lock().state.clone();
+        f(&mut state);
+        if let Err(e) = state.save(&*self.disk) {
+            // It is not known which state the next start finds: say nothing more until then.
+            let what = format!("writing the state failed: {e}");
+            self.identity.lock().failed = Some(what.clone());
+            return Err(failed(what));
+        }
+        self.identity.lock().state = state;
+        Ok(())
+    }
+
+    pub(super) fn fence(
+        &self,
+        engine: &Engine,
+        epoch: u64,
+        nonce: u64,
+        mut holder: String,
+    ) -> Answer {
+        if epoch == 0 || !fits(Version::new(epoch, 0)) {
+            return Err(bad("epoch out of range"));
+        }
+        while holder.len() > HOLDER_LEN_MAX {
+            holder.pop();
+        }
+        {
+            // Whoever holds the old epoch has written before this or is refused after it.
+            let tail = engine.writer();
+            let promise = self.identity.lock().state.promise.clone();
+            let same = (promise.epoch, promise.nonce) == (epoch, nonce);
+            if !same && promise.epoch >= epoch {
+                return Err(NodeError::Fenced { promise });
+            }
+            if !same {
+                let promise = Promise { epoch, nonce, holder, released: false };
+                self.change(|s| s.promise = promise)?;
+                self.identity.lock().attached = 0;
+            }
+            drop(tail);
+        }
+        // Positions told from now on include all that was written for the old epoch, and what was
+        // applied stays applied over a restart: the opener sees no parts for it, so its attach
+        // cannot name them and would void them (docs/adr/0010-opening.md).
+        engine.sync()?;
+        engine.mark()?;
+        done(Reply::Status(Box::new(self.status())))
+    }
+
+    pub(super) fn attach(&self, engine: &Engine, e: &Envelope, mut chain: Vec<Version>) -> Answer {
+        chain.sort_unstable();
+        let mut tail = engine.writer();
+        self.gate(e, false)?;
+        let end = engine.attach(&mut tail, e.epoch, &chain)?;
+        self.identity.lock().attached = e.epoch;
+        drop(tail);
+        done(Reply::Position(engine.wait(end)?))
+    }
+
+    pub(super) fn append(
+        &self,
+        engine: &Engine,
+        e: &Envelope,
+        lens: &[u32],
+        watermark: Version,
+        bulk: &Bytes,
+    ) -> Answer {
+        if watermark.epoch > e.epoch {
+            return Err(bad("a watermark of a later epoch"));
+        }
+        let mut parts = Vec::with_capacity(lens.len());
+        let mut at = 0usize;
+        for len in lens {
+            let to = at + *len as usize;
+            if to > bulk.len() {
+                return Err(bad("the parts are cut short"));
+            }
+            let p = part::decode(bulk.slice(at..to)).map_err(|e| bad(e.to_string()))?;
+            if !p.head.shards.contains(&self.config.shard) {
+                return Err(bad(format!("part {} is for other shards", p.head.version)));
+            }
+            if p.head.version.epoch > e.epoch || p.head.predecessor >= p.head.version {
+                return Err(bad(format!("part {} has an impossible version", p.head.version)));
+            }
+            at = to;
+            parts.push(p);
+        }
+        if at != bulk.len() {
+            return Err(bad("more bytes than parts"));
+        }
+        let mut tail = engine.writer();
+        self.gate(e, true)?;
+        let end = engine.append(&mut tail, &parts, watermark)?;
+        drop(tail);
+        done(Reply::Position(engine.wait(end)?))
+    }
+
+    pub(super) fn admit(
+        &self,
+        engine: &Engine,
+        e: &Envelope,
+        configuration: Configuration,
+    ) -> Answer {
+        let tail = engine.writer();
+        self.gate(e, false)?;
+        let (store, role, have) = {
+            let i = self.identity.lock();
+            (i.state.store, i.state.role, i.state.configuration)
+        };
+        if configuration.stores[self.config.bank] != Some(store) {
+            return Err(bad("the configuration names another store here"));
+        }
+        if configuration.number < have.number {
+            return Err(bad(format!("configuration {} is kept already", have.number)));
+        }
+        let c = engine.chain_status();
+        if role == Role::Filling && (c.sum.cursor.is_some() || c.position.position == Version::ZERO)
+        {
+            return Err(NodeError::NotThere { position: c.position.position });
+        }
+        self.change(|s| {
+            s.role = Role::Voter;
+            s.configuration = configuration;
+        })?;
+        engine.set_filling(false);
+        drop(tail);
+        done(Reply::Status(Box::new(self.status())))
+    }
+
+    pub(super) fn beat(
+        &self,
+        engine: &Engine,
+        e: &Envelope,
+        watermark: Version,
+        release: bool,
+    ) -> Answer {
+        self.gate(e, false)?;
+        let attached = {
+            let mut i = self.identity.lock();
+            i.beats += 1;
+            i.attached
+        };
+        if attached == e.epoch {
+            if watermark.epoch > e.epoch {
+                return Err(bad("a watermark of a later epoch"));
+            }
+            // Without the writer lock: what is committed stays so, whoever fences meanwhile.
+            engine.learn(watermark)?;
+        } else if !release {
+            return Err(NodeError::NotAttached { attached });
+        }
+        if release {
+            engine.mark()?;
+            let _tail = engine.writer();
+            self.gate(e, false)?;
+            self.change(|s| s.promise.released = true)?;
+        }
+        done(Reply::Position(engine.position()))
+    }
+
+    pub(super) fn assign(
+        &self,
+        e: &Envelope,
+        volume: VolumeId,
+        shards: u16,
+        role: Role,
+        configuration: Configuration,
+        wipe: bool,
+    ) -> Answer {
+        if volume == VolumeId::ZERO || role == Role::Blank || (wipe && role != Role::Filling) {
+            return Err(bad("assign needs a volume, and role filling for a wiped store"));
+        }
+        let mut current = self.engine.write();
+        let mut tail = current.writer();
+        let state = self.identity.lock().state.clone();
+        let whole = self.identity.lock().failed.is_none();
+        if state.role == Role::Blank && whole && !wipe {
+            if e.store != StoreId::ZERO && e.store != state.store {
+                return Err(NodeError::WrongStore { have: state.store });
+            }
+        } else {
+            if e.store != state.store {
+                return Err(NodeError::WrongStore { have: state.store });
+            }
+            let same = state.volume == Some(volume) && state.configuration == configuration;
+            if !wipe && same && state.role == role && state.shards == shards && whole {
+                // Said again.
+                drop(tail);
+                drop(current);
+                return done(Reply::Status(Box::new(self.status())));
+            }
+            if !wipe {
+                return Err(match state.volume {
+                    Some(have) if have != volume => NodeError::WrongVolume { have },
+                    _ => NodeError::WrongRole { role: state.role },
+                });
+            }
+            if state.volume == Some(volume) && e.epoch < state.promise.epoch {
+                return Err(NodeError::Fenced { promise: state.promise });
+            }
+        }
+        let keep_promise = state.volume == Some(volume);
+        let new_store =
+            if wipe { self.config.new_store(state.store, state.sequence) } else { state.store };
+        tail.closed = true;
+        self.change(|s| {
+            s.volume = Some(volume);
+            s.bank = self.config.bank;
+            s.shard = self.config.shard;
+            s.shards = shards;
+            s.role = role;
+            s.configuration = configuration;
+            s.store = new_store;
+            s.wiping = true;
+            if !keep_promise {
+                s.promise = Promise::default();
+            }
+        })?;
+        let io = |what: &'static str| move |e| failed(format!("{what}: {e}"));
+        remove_log(&*self.disk).map_err(io("removing the old log"))?;
+        self.change(|s| s.wiping = false)?;
+        let owner = owner_of(&self.identity.lock().state);
+        let fresh = Engine::open(Arc::clone(&self.disk), owner, self.config.settings(), false)
+            .map_err(|e| failed(e.to_string()))?;
+        fresh.set_filling(role != Role::Voter);
+        drop(tail);
+        *current = Arc::new(fresh);
+        {
+            let mut i = self.identity.lock();
+            i.attached = 0;
+            i.failed = None;
+        }
+        drop(current);
+        done(Reply::Status(Box::new(self.status())))
+    }
+}
