@@ -102,6 +102,12 @@ impl FileSystem {
         }
     }
 
+    /// Inodes that the kernel refers to, and may have cached.
+    #[must_use]
+    pub fn referenced(&self) -> Vec<Ino> {
+        self.state.lock().refs.keys().copied().collect()
+    }
+
     /// Forgets all that can be read again (tests; nothing is lost by it).
     pub fn drop_caches(&self) {
         self.state.lock().drop_caches();

@@ -8,8 +8,8 @@
 //! held by the kernel's reference to its inode, directory cookies need no state, and before flush
 //! the kernel has written back everything itself, so these would be round trips for nothing. And
 //! nothing
-//! may be held while the kernel is notified of something; nothing here notifies it, for this mount
-//! is the only writer and repair never changes what a file holds.
+//! may be held while the kernel is notified of something. Only a mount that was fenced does that
+//! ([`KernelCache`]): else it is the only writer, and repair never changes what a file holds.
 
 mod convert;
 mod dispatch;
@@ -26,10 +26,10 @@ use convert::{bare, caller, file_attr, file_type, perm_of_mode, set_time, timesp
 use dispatch::{Dispatch, ErrorLog};
 use fuser::{
     BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation,
-    INodeNo, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier,
-    RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
-    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite,
-    ReplyXattr, Request, Session, TimeOrNow, WriteFlags,
+    INodeNo, IoctlFlags, KernelConfig, LockOwner, Notifier, OpenFlags, PollEvents, PollFlags,
+    PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, Session, TimeOrNow, WriteFlags,
 };
 use std::ffi::OsStr;
 use std::io;
@@ -61,12 +61,36 @@ pub struct Setup {
     pub runtime: Handle,
 }
 
-/// Mounts and starts serving on threads of its own; the receiver hears when the session has ended
-/// (because someone unmounted).
+/// A mounted filesystem.
+pub struct Serving {
+    /// Hears when the session has ended (because someone unmounted).
+    pub ended: oneshot::Receiver<io::Result<()>>,
+    /// What the kernel remembers of it.
+    pub kernel: KernelCache,
+}
+
+/// What the kernel remembers of a mounted filesystem.
+#[derive(Clone)]
+pub struct KernelCache(Notifier);
+
+impl KernelCache {
+    /// Makes the kernel forget attributes and content of these inodes; it asks again for each. Waits
+    /// for dirty pages to be written (or to fail): never call it where a request waits for the
+    /// caller, and hold nothing.
+    pub fn drop_inodes(&self, inos: &[u64]) {
+        for &ino in inos {
+            if let Err(e) = self.0.inval_inode(INodeNo(ino), 0, 0) {
+                tracing::debug!(ino, "the kernel does not drop an inode: {e}");
+            }
+        }
+    }
+}
+
+/// Mounts and starts serving on threads of its own.
 ///
 /// # Errors
 /// No /dev/fuse, no permission, or the kernel lacks what is needed.
-pub fn serve(setup: Setup) -> io::Result<oneshot::Receiver<io::Result<()>>> {
+pub fn serve(setup: Setup) -> io::Result<Serving> {
     let root = rustix::process::geteuid().is_root();
     let config = kernel::session_config(&setup.flags, &setup.limits, root);
     let adapter = Adapter {
@@ -85,12 +109,13 @@ pub fn serve(setup: Setup) -> io::Result<oneshot::Receiver<io::Result<()>>> {
     };
     let session = Session::new(adapter, &setup.mountpoint, &config)?;
     kernel::tune(&setup.mountpoint, &setup.limits);
+    let kernel = KernelCache(session.notifier());
     let (ended, receiver) = oneshot::channel();
     std::thread::Builder::new().name("fuse".into()).spawn(move || {
         let result = session.run();
         let _ = ended.send(result);
     })?;
-    Ok(receiver)
+    Ok(Serving { ended: receiver, kernel })
 }
 
 /// Serves a [`FileSystem`] to the kernel.

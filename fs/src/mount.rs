@@ -21,6 +21,8 @@ use tokio::sync::mpsc;
 
 /// Looking at a mountpoint takes no longer, or it is taken for hung.
 const LOOK_DEADLINE: Duration = Duration::from_secs(5);
+/// How often a mount looks whether it was fenced; reading a flag.
+const FENCE_LOOK: Duration = Duration::from_millis(200);
 /// Type of our mounts, as in /proc/self/mountinfo.
 const FS_TYPE: &str = "fuse.tercet";
 /// Queue of progress between opening and the process that waits for it.
@@ -322,8 +324,10 @@ pub async fn run(
         runtime: tokio::runtime::Handle::current(),
     };
     let served = tokio::task::spawn_blocking(move || fuse::serve(setup)).await;
-    let mut ended = match served.unwrap_or_else(|e| Err(io::Error::other(e))) {
-        Ok(ended) => ended,
+    let fuse::Serving { mut ended, kernel } = match served
+        .unwrap_or_else(|e| Err(io::Error::other(e)))
+    {
+        Ok(serving) => serving,
         Err(e) => {
             server.close().await;
             let _ = std::fs::remove_file(config.control_socket());
@@ -337,6 +341,7 @@ pub async fn run(
     tracing::info!("mounted at {}", mountpoint.display());
     reporter.tell(&Report::Ready { pid: std::process::id() });
 
+    let fence = tokio::spawn(watch_fence(backend.clone(), fs.clone(), kernel));
     let why = tokio::select! {
         name = ends.next() => name,
         _ = asked.recv() => "tercet umount",
@@ -359,6 +364,7 @@ pub async fn run(
         // The session broke while mounted: better no mount than a dead one.
         let _ = unmount(&mountpoint, true);
     }
+    fence.abort();
     let result = fs.sync_all().await;
     if let Err(e) = &result {
         tracing::error!("the last operations are not known to be durable: {e}");
@@ -372,6 +378,23 @@ pub async fn run(
         let hint = "what was acknowledged by fsync is safe; mount again when two banks answer";
         ControlError::new(1, format!("not all could be written back: {e}"), hint)
     })
+}
+
+/// Once another mount has taken the volume over, nothing that the kernel still has cached may be
+/// served as if it were current: it is made to forget it, and every request fails from then on.
+async fn watch_fence(backend: Backend, fs: Arc<FileSystem>, kernel: fuse::KernelCache) {
+    let volume = backend.volume();
+    while volume.alive().is_ok() {
+        tokio::time::sleep(FENCE_LOOK).await;
+    }
+    tracing::error!("fenced: dropping what the kernel has cached; unmount when convenient");
+    // Twice: a request that was on its way when the fence fell may have brought something back.
+    for _ in 0..2 {
+        let (inos, kernel) = (fs.referenced(), kernel.clone());
+        // In a thread: the kernel may wait for dirty pages that we must refuse meanwhile.
+        let _ = tokio::task::spawn_blocking(move || kernel.drop_inodes(&inos)).await;
+        tokio::time::sleep(FENCE_LOOK).await;
+    }
 }
 
 async fn open(
