@@ -73,7 +73,7 @@ pub struct CacheLimits {
 
 impl Default for CacheLimits {
     fn default() -> Self {
-        Self { inodes: 256 << 10, dirents: 512 << 10, block_bytes: 128 << 20, xattr_bytes: 8 << 20 }
+        Self { inodes: 256 << 10, dirents: 512 << 10, block_bytes: 256 << 20, xattr_bytes: 8 << 20 }
     }
 }
 

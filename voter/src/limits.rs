@@ -61,7 +61,7 @@ impl Default for Limits {
             read_deadline_ms: 5_000,
             room_deadline_ms: 10_000,
             call_deadline_ms: 2_000,
-            hedge_ms: 60,
+            hedge_ms: 100,
             group_timer_ms: 200,
             stream_bytes: 2 << 20,
             in_flight_bytes: 32 << 20,
