@@ -132,7 +132,11 @@ impl Cluster {
         let began = Instant::now();
         loop {
             let Some(different) = self.difference() else { return };
-            assert!(began.elapsed() < Duration::from_secs(20), "{what}: {different}");
+            assert!(
+                began.elapsed() < Duration::from_secs(20),
+                "{what}: {different}\n{}",
+                self.describe()
+            );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
