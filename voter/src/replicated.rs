@@ -182,6 +182,25 @@ impl Replicated {
         watch_progress(&mut work, &p, progress).await
     }
 
+    /// When the estimate says "full": lets what is dirty be committed, then asks the banks. True
+    /// when `bytes` fit after all.
+    async fn fits_after_all(&self, bytes: usize, limit: tokio::time::Instant) -> bool {
+        let mut watch = self.shared.watermark.subscribe();
+        {
+            let mut core = self.shared.core.lock();
+            core.seal_asked = true;
+        }
+        self.shared.seal_bell.notify_one();
+        while self.shared.core.lock().dirty_bytes() > 0 {
+            match tokio::time::timeout_at(limit, watch.changed()).await {
+                Ok(Ok(())) => {}
+                _ => break,
+            }
+        }
+        ask_space(&self.shared).await;
+        self.shared.core.lock().fits(bytes)
+    }
+
     async fn survey_live_bytes(&self) -> u64 {
         let s = crate::status::node_statuses(&self.shared.banks, Duration::from_secs(1)).await;
         s.iter().flat_map(|(_, v)| v.iter().flatten()).map(|s| s.space.live_bytes).sum()
@@ -283,19 +302,21 @@ async fn seal(shared: Arc<Shared>) {
     }
 }
 
+async fn ask_space(shared: &Shared) {
+    let made = shared.core.lock().made_bytes;
+    let Some(s) = crate::status::space(&shared.banks, shared.shards()).await else { return };
+    let mut core = shared.core.lock();
+    core.free_bytes = s.free_bytes;
+    core.made_when_asked = made;
+    core.reserve_bytes = (s.capacity_bytes / 32).min(256 << 20);
+}
+
 /// Keeps the free space known, so that a full bank says ENOSPC to writers and not EIO to syncs.
 async fn watch_space(shared: Arc<Shared>) {
     loop {
-        let space = crate::status::space(&shared.banks, shared.shards()).await;
-        let pause = {
-            let mut core = shared.core.lock();
-            if let Some(s) = space {
-                core.free_bytes = s.free_bytes;
-                core.reserve_bytes = (s.capacity_bytes / 32).min(256 << 20);
-            }
-            // Near the end look more often.
-            if core.free_bytes < 4 << 30 { 500 } else { 5_000 }
-        };
+        ask_space(&shared).await;
+        // Near the end look more often.
+        let pause = if shared.core.lock().free_bytes < 4 << 30 { 500 } else { 5_000 };
         tokio::select! {
             () = tokio::time::sleep(Duration::from_millis(pause)) => {}
             () = stopped(shared.stop.subscribe()) => return,
@@ -344,10 +365,11 @@ impl Volume for Replicated {
             loop {
                 self.alive()?;
                 {
-                    let core = self.shared.core.lock();
-                    let dirty = core.dirty_bytes();
-                    let need = (bytes + dirty) as u64 + core.reserve_bytes;
-                    if bytes > 0 && core.free_bytes < need {
+                    let (dirty, fits) = {
+                        let core = self.shared.core.lock();
+                        (core.dirty_bytes(), core.fits(bytes))
+                    };
+                    if !fits && !self.fits_after_all(bytes, limit).await {
                         return Err(VolumeError::NoSpace);
                     }
                     if dirty == 0 || dirty + bytes <= self.shared.limits.dirty_bytes {
@@ -372,9 +394,7 @@ impl Volume for Replicated {
     fn has_room(&self, bytes: usize) -> bool {
         let core = self.shared.core.lock();
         let dirty = core.dirty_bytes();
-        core.fenced.is_none()
-            && (bytes == 0 || core.free_bytes >= (bytes + dirty) as u64 + core.reserve_bytes)
-            && dirty + bytes <= self.shared.limits.dirty_bytes
+        core.fenced.is_none() && core.fits(bytes) && dirty + bytes <= self.shared.limits.dirty_bytes
     }
 
     fn get(&self, keys: Vec<(u16, Key)>) -> BoxFuture<'_, Result<Vec<Option<Stored>>>> {

@@ -233,8 +233,12 @@ pub(crate) struct Core {
     overlay: BTreeMap<Key, Overlaid>,
     /// Closed and not yet encoded, in order.
     pub(crate) sealed: VecDeque<Sealed>,
-    /// Free bytes of the bank with the second most; `u64::MAX` until known.
+    /// Free bytes of the bank with the second most when it was last asked; `u64::MAX` until known.
     pub(crate) free_bytes: u64,
+    /// Bytes of parts made so far, and when the free space was asked for: what was sent since is not
+    /// free any more.
+    pub(crate) made_bytes: u64,
+    pub(crate) made_when_asked: u64,
     /// Not given to writers, bytes: tombstones and repairs need room too.
     pub(crate) reserve_bytes: u64,
 }
@@ -261,6 +265,8 @@ impl Core {
             overlay: BTreeMap::new(),
             sealed: VecDeque::new(),
             free_bytes: u64::MAX,
+            made_bytes: 0,
+            made_when_asked: 0,
             reserve_bytes: 0,
         }
     }
@@ -439,7 +445,17 @@ impl Core {
 
     /// Hands an encoded part to the links of its shard.
     pub(crate) fn push_part(&mut self, shard: u16, head: &PartHead, bytes: Bytes) {
+        self.made_bytes += bytes.len() as u64;
         self.shards[shard as usize].push(head, bytes);
+    }
+
+    /// Would `bytes` more fit on two banks, with the reserve left for tombstones and repairs? What
+    /// is answered to a writer must be committable (trap 35): a group that no bank can store would
+    /// block all later ones, deletes included. Cautious: what is in flight counts twice.
+    pub(crate) fn fits(&self, bytes: usize) -> bool {
+        let since = self.made_bytes - self.made_when_asked;
+        let need = (bytes + self.dirty_bytes()) as u64 + since + self.reserve_bytes;
+        bytes == 0 || self.free_bytes >= need
     }
 
     /// A replica was attached to this epoch and stands at `p`; this replaces what it said before (it
