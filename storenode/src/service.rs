@@ -41,6 +41,8 @@ pub struct Service {
     delay_ms: AtomicU32,
     refuse: AtomicBool,
     uptime_ms: AtomicU64,
+    /// End of the log at the last tick.
+    last_written: AtomicU64,
     requests: AtomicU64,
     refused: AtomicU64,
 }
@@ -152,6 +154,7 @@ impl Service {
             delay_ms: AtomicU32::new(0),
             refuse: AtomicBool::new(false),
             uptime_ms: AtomicU64::new(0),
+            last_written: AtomicU64::new(0),
             requests: AtomicU64::new(0),
             refused: AtomicU64::new(0),
         })
@@ -462,12 +465,16 @@ impl Service {
         status
     }
 
-    /// The owner calls this every 50 ms with the time since the start: writes the synced-mark of an
-    /// idle log. Never does long work.
+    /// The owner calls this every 50 ms with the time since the start: writes the synced-mark of a
+    /// log that was idle since the last call (so within 100 ms; a busy log's entries carry their
+    /// marks). Never does long work.
     pub fn tick(&self, now: Duration) {
         self.uptime_ms.store(now.as_millis() as u64, Ordering::Relaxed);
         let engine = self.engine();
-        if engine.failed().is_none()
+        let written = engine.log.written();
+        let idle = self.last_written.swap(written, Ordering::Relaxed) == written;
+        if idle
+            && engine.failed().is_none()
             && let Err(e) = engine.mark()
         {
             // Every 50 ms while the disk is full: not worth a warning each time.

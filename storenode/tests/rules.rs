@@ -495,3 +495,25 @@ fn a_clean_end_leaves_a_sidecar_and_gives_the_reservation_back() {
     let n = n.crash();
     assert_eq!(n.position().position, v(1, 30));
 }
+
+#[test]
+fn a_bad_last_entry_is_torn_until_the_mark_and_damaged_after_it() {
+    for idle in [false, true] {
+        let n = Node::new(1 << 20);
+        n.write(1, &vec![put(b"a", b"one")]).unwrap();
+        n.tick();
+        let name = n.log_files().into_iter().find(|f| f.ends_with("seg")).unwrap();
+        let before = n.disk.content(&name).unwrap();
+        n.write(2, &vec![put(b"a", b"two")]).unwrap();
+        let after = n.disk.content(&name).unwrap();
+        let at = before.iter().zip(&after).position(|(a, b)| a != b).unwrap();
+        if idle {
+            n.tick();
+        }
+        n.disk.flip(&name, at as u64 + 100, 1);
+        let n = n.start();
+        let s = n.service.status();
+        assert_eq!(s.position.position, v(1, 1));
+        assert_eq!(s.damaged_through.is_some(), idle, "trap 5");
+    }
+}

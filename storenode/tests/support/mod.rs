@@ -179,8 +179,10 @@ impl Node {
             }
         }
     }
+    /// 100 ms pass.
     pub fn tick(&self) {
-        self.service.tick(Duration::from_secs(1));
+        self.service.tick(Duration::from_millis(50));
+        self.service.tick(Duration::from_millis(100));
     }
     pub fn maintain(&self) {
         let mut files = Vec::new();
