@@ -31,7 +31,18 @@ pub type Key = Vec<u8>;
 /// A position in a shard's chain and the version of a record: who wrote it, in which group.
 /// Compared as a pair; `seq` grows by one per group and is never reset.
 #[derive(
-    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Encode, Decode, Serialize, Deserialize,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Default,
+    Encode,
+    Decode,
+    Serialize,
+    Deserialize,
 )]
 pub struct Version {
     /// Grows with every mount that may write.
@@ -703,7 +714,9 @@ pub enum Reply {
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error, Encode, Decode)]
 pub enum NodeError {
     /// No or wrong token.
-    #[error("the volume's token is missing or wrong: give the node and the client the same --token-file")]
+    #[error(
+        "the volume's token is missing or wrong: give the node and the client the same --token-file"
+    )]
     Unauthorized,
     /// Belongs to another volume.
     #[error("this store belongs to volume {have}")]
