@@ -188,6 +188,18 @@ impl Backend {
         Ok(json!(self.replicated()?.scrub(tell).await))
     }
 
+    /// Allows stores of a bank to be filled anew; the shards.
+    ///
+    /// # Errors
+    /// No such bank or shard, or nothing to replace.
+    pub fn replace(&self, bank: &str, shard: Option<u16>) -> Result<Vec<u16>, ControlError> {
+        let hint = "`tercet status` shows which replicas are not up to date";
+        let bank = bank.parse().map_err(|_| {
+            ControlError::new(2, format!("there is no bank {bank}"), "banks are A, B and C")
+        })?;
+        self.replicated()?.replace(bank, shard).map_err(|why| ControlError::new(1, why, hint))
+    }
+
     /// Writes back, releases the volume, ends all tasks.
     pub async fn close(&self) {
         if let Self::Replicated(v) = self

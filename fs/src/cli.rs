@@ -136,6 +136,19 @@ enum Command {
         Run it on a quiet mount: what changes while it looks is not counted as wrong, but looked\n\
         at again. Exit code 1 if something is wrong.")]
     Check(work::CheckArgs),
+    /// Let a lost store be filled anew from the two other banks
+    #[command(
+        after_help = "Examples:\n  tercet replace B                   # every shard of bank B that is not up to date\n  \
+        tercet replace B 0\n  tercet status --watch              # see it fill\n\n\
+        Needed only with mount.auto_replace = false; else the mount does it by itself. What the\n\
+        store still holds of this volume is dropped; a store of another volume is not touched."
+    )]
+    Replace {
+        /// Bank
+        bank: BankName,
+        /// Shard
+        shard: Option<u16>,
+    },
     /// Break something on one bank on purpose, to see it heal
     #[command(after_help = "Examples:\n  tercet fault corrupt --bank B /mnt/tercet/f\n  \
         tercet fault corrupt --bank B --what metadata /mnt/tercet/f\n  \
@@ -221,6 +234,7 @@ fn run(cli: Cli) -> Outcome {
                     Command::Refresh(args) => work::refresh(&config, &args).await,
                     Command::Scrub(args) => work::scrub(&config, &args).await,
                     Command::Check(args) => work::check(&config, &args).await,
+                    Command::Replace { bank, shard } => work::replace(&config, bank, shard).await,
                     Command::Fault { fault } => drill::fault(&config, &fault).await,
                     Command::Token { .. } | Command::Config { .. } | Command::Mount(_) => Ok(OK),
                 }

@@ -57,6 +57,13 @@ pub enum Ask {
         /// Also that each file has the blocks it counts (reads everything).
         data: bool,
     },
+    /// Allow an empty, replaced or damaged store to be filled anew.
+    Replace {
+        /// `A`, `B` or `C`.
+        bank: String,
+        /// Shard, or all of the bank that are not up to date.
+        shard: Option<u16>,
+    },
     /// Write back everything, unmount, release the volume.
     Unmount {
         /// Detach at once though files are open.

@@ -86,6 +86,10 @@ impl Session {
                 let report = check::run(&*self.backend.volume(), data, &progress).await?;
                 Ok(json!(report))
             }
+            Ask::Replace { bank, shard } => {
+                let shards = self.backend.replace(&bank, shard)?;
+                Ok(json!({ "bank": bank, "shards": shards }))
+            }
             Ask::Unmount { lazy } => self.unmount(lazy).await,
         }
     }

@@ -147,7 +147,7 @@ async fn try_session(shared: &Arc<Shared>, shard: u16, bank: BankId) -> Result<(
         Standing::Voter => false,
         Standing::Filling => true,
         Standing::Leave(why) => return Err(End::Other(why)),
-        Standing::Refill(why) if !shared.auto_replace => {
+        Standing::Refill(why) if !shared.may_replace(bank, shard) => {
             return Err(End::Other(format!(
                 "{why}; `tercet replace {bank} {shard}` fills it anew"
             )));

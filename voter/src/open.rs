@@ -597,6 +597,7 @@ impl Opener {
             volume: self.volume,
             holder: self.options.holder,
             auto_replace: self.options.auto_replace,
+            replace: Mutex::default(),
             banks: self.nodes.banks,
             watermark: watch::channel(watermark).0,
             pushed: watch::channel(0).0,

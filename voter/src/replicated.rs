@@ -206,6 +206,31 @@ impl Replicated {
         s.iter().flat_map(|(_, v)| v.iter().flatten()).map(|s| s.space.live_bytes).sum()
     }
 
+    /// Allows the stores of a bank (of one shard, or of all that are not up to date) to be filled anew
+    /// when they are empty, were replaced, rolled back or are damaged; gives the shards. Filling
+    /// begins with the next look at the node. A store of another volume stays untouched.
+    ///
+    /// # Errors
+    /// In words: no such shard, or nothing to replace.
+    pub fn replace(&self, bank: BankId, shard: Option<u16>) -> std::result::Result<Vec<u16>, String> {
+        let shards = self.shared.shards();
+        if let Some(s) = shard.filter(|s| *s >= shards) {
+            return Err(format!("there is no shard {s}: the volume has {shards}"));
+        }
+        let wanted: Vec<u16> = {
+            let core = self.shared.core.lock();
+            let lost = |s: &u16| {
+                !core.shards[usize::from(*s)].replicas[bank].is_up_to_date()
+            };
+            (0..shards).filter(|s| shard.is_none_or(|only| only == *s)).filter(lost).collect()
+        };
+        if wanted.is_empty() {
+            return Err(format!("bank {bank} is up to date there: nothing to replace"));
+        }
+        self.shared.replace.lock().extend(wanted.iter().map(|s| (bank, *s)));
+        Ok(wanted)
+    }
+
     /// Starts a refresh in the background.
     pub fn kick_refresh(&self) {
         self.kick_refresh.notify_one();

@@ -8,6 +8,7 @@ use crate::metrics::Metrics;
 use crate::writer::Core;
 use bytes::Bytes;
 use parking_lot::Mutex;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use storenode::wire::{
@@ -39,6 +40,8 @@ pub(crate) struct Shared {
     pub(crate) volume: VolumeId,
     pub(crate) holder: String,
     pub(crate) auto_replace: bool,
+    /// Replicas that the owner allowed to be filled anew, each once.
+    pub(crate) replace: Mutex<BTreeSet<(BankId, u16)>>,
     /// By bank, then shard.
     pub(crate) banks: PerBank<Vec<Arc<dyn Bank>>>,
     /// The watermark, for whoever waits for commits.
@@ -200,6 +203,11 @@ impl Shared {
                 .count()
                 >= 2
         })
+    }
+
+    /// May this replica be filled anew? An owner's word is used up by it.
+    pub(crate) fn may_replace(&self, bank: BankId, shard: u16) -> bool {
+        self.replace.lock().remove(&(bank, shard)) || self.auto_replace
     }
 
     /// Asks the repair task to look at a record.

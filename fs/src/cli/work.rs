@@ -1,6 +1,6 @@
-//! `refresh`, `scrub`, `check`: long work in the mount, with a progress bar here.
+//! `refresh`, `scrub`, `check`, `replace`: long work in the mount, with a progress bar here.
 
-use super::{Bar, OK, Outcome, WRONG, bytes, say};
+use super::{BankName, Bar, OK, Outcome, WRONG, bytes, say};
 use crate::config::Config;
 use crate::control::{self, Ask};
 use clap::Args;
@@ -88,4 +88,16 @@ pub(super) async fn check(config: &Config, args: &CheckArgs) -> Outcome {
         ));
     }
     Ok(if wrong == 0 { OK } else { WRONG })
+}
+
+pub(super) async fn replace(config: &Config, bank: BankName, shard: Option<u16>) -> Outcome {
+    let ask = Ask::Replace { bank: format!("{bank:?}"), shard };
+    let answer: Value = control::ask(&config.control_socket(), &ask, |_| ()).await?;
+    let shards: Vec<String> =
+        answer["shards"].as_array().into_iter().flatten().map(Value::to_string).collect();
+    say(&format!(
+        "bank {bank:?}, shard {}: filled anew as soon as the node answers; `tercet status --watch` shows it",
+        shards.join(", ")
+    ));
+    Ok(OK)
 }
