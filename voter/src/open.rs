@@ -130,18 +130,24 @@ pub(crate) async fn open(
 ) -> Result<(Shared, Orders), OpenError> {
     let mut opener = Opener { nodes, limits, options, volume: VolumeId::ZERO, epoch: 0, nonce: 0 };
     opener.wait_for_holder().await?;
-    let (choice, fenced) = opener.fence().await?;
-    let (tails, bytes) = opener.tails(&choice, fenced).await?;
-    let plan = decide(opener.epoch, &tails).map_err(|e| OpenError::Incomplete(e.to_string()))?;
-    tracing::info!(
-        epoch = opener.epoch, cut = %plan.cut, kept = plan.kept, dropped = plan.dropped.len(),
-        "opening"
-    );
-    opener.finish_configurations(&choice).await?;
-    opener.settle(&plan, &choice, &tails, &bytes).await?;
-    opener.write_entries(&plan, &choice).await?;
-    Ok(opener.serve(plan, &choice, &tails, bytes))
+    // Any step may be repeated: a node that goes away in the middle only costs a new beginning,
+    // under a higher epoch.
+    let limit = Instant::now() + opener.limits.read_deadline() * 2;
+    loop {
+        match opener.attempt().await {
+            Err(OpenError::Unavailable(why)) if Instant::now() < limit => {
+                tracing::warn!(%why, "opening again");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            Err(e) => return Err(e),
+            Ok((plan, choice, tails, bytes)) => {
+                return Ok(opener.serve(plan, &choice, &tails, bytes));
+            }
+        }
+    }
 }
+
+type Opened = (Plan, Choice, Vec<ShardTails>, TailBytes);
 
 /// Parts of each shard's tails by version, as they were read.
 type TailBytes = Vec<BTreeMap<Version, Bytes>>;
@@ -168,6 +174,25 @@ const CHECKS_WAITING: usize = 256;
 const FENCE_TRIES: usize = 20;
 
 impl Opener {
+    /// Steps a to g, once.
+    async fn attempt(&mut self) -> Result<Opened, OpenError> {
+        let (choice, fenced) = self.fence().await?;
+        let (tails, bytes) = self.tails(&choice, fenced).await?;
+        let plan = decide(self.epoch, &tails).map_err(|e| match e {
+            // A voter that was fenced and then did not show its tail.
+            Refusal::NotEnough { .. } => OpenError::Unavailable(e.to_string()),
+            e => OpenError::Incomplete(e.to_string()),
+        })?;
+        tracing::info!(
+            epoch = self.epoch, cut = %plan.cut, kept = plan.kept, dropped = plan.dropped.len(),
+            "opening"
+        );
+        self.finish_configurations(&choice).await?;
+        self.settle(&plan, &choice, &tails, &bytes).await?;
+        self.write_entries(&plan, &choice).await?;
+        Ok((plan, choice, tails, bytes))
+    }
+
     fn shards(&self) -> usize {
         self.nodes.banks[BankId::A].len()
     }
@@ -476,7 +501,7 @@ impl Opener {
         else {
             return Err(OpenError::Incomplete("the source of a catch-up is gone".into()));
         };
-        let through = told.applied;
+        let through = p.settled;
         // Where the source's applied records end in the chain.
         let at = told
             .tail

@@ -435,6 +435,9 @@ enum ScanError {
     Final(VolumeError),
 }
 
+/// Heads, damaged keys, cursor and values of one bank's page.
+type WholePage = (Vec<RecordHead>, BTreeSet<Key>, Option<Key>, Bytes);
+
 type Scanned = (BTreeMap<Key, Stored>, Option<Key>);
 
 async fn scan_once(
@@ -469,7 +472,7 @@ async fn scan_once(
     flying.push(ask(0, true));
     flying.push(ask(1, false));
     let mut asked = 2;
-    let mut whole: Option<(Vec<RecordHead>, BTreeSet<Key>, Option<Key>, Bytes)> = None;
+    let mut whole: Option<WholePage> = None;
     let mut witness: Option<(Vec<RecordHead>, Option<Key>)> = None;
     let mut why = String::from("late");
     while whole.is_none() || witness.is_none() {

@@ -205,11 +205,14 @@ impl Shard {
     }
 }
 
+/// Shard, head and records of a part that is not encoded yet.
+type SealedPart = (u16, PartHead, Vec<(Key, Option<Bytes>)>);
+
 /// A sealed group, to be encoded and sent.
 #[derive(Debug)]
 pub(crate) struct Sealed {
     /// Per shard: head of the part and its records.
-    pub(crate) parts: Vec<(u16, PartHead, Vec<(Key, Option<Bytes>)>)>,
+    pub(crate) parts: Vec<SealedPart>,
 }
 
 /// See the module.
