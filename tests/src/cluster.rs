@@ -333,10 +333,21 @@ impl Cluster {
         }
     }
 
-    /// What differs between the banks, key by key; empty = three equal copies.
+    /// What differs between the banks, key by key; empty = three equal copies of all that was
+    /// committed. Two nodes that both have yet to apply the same parts differ too: what is pending
+    /// is not listed by a node, and equal lists would prove nothing of it.
     #[must_use]
     pub fn compare_banks(&self) -> Vec<String> {
-        oracle::compare(&self.nodes)
+        let mut out = oracle::pending(&self.nodes);
+        if self.mount.is_some() {
+            let cluster = &self.status()["cluster"];
+            let held = ["dirty_bytes", "groups_in_flight"].map(|n| cluster[n].as_u64());
+            if held != [Some(0), Some(0)] {
+                out.push(format!("the mount still holds {held:?} bytes and groups"));
+            }
+        }
+        out.extend(oracle::compare(&self.nodes));
+        out
     }
 
     /// Waits until the three banks hold the same, by their own word.

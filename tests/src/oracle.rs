@@ -77,6 +77,24 @@ pub fn compare(nodes: &[Vec<Node>; 3]) -> Vec<String> {
     out
 }
 
+/// Nodes that hold parts they have not applied yet, a line each. The mount's beat tells an idle node
+/// within a second that they are committed.
+#[must_use]
+pub fn pending(nodes: &[Vec<Node>; 3]) -> Vec<String> {
+    let standing = |node: &Node| {
+        let said = node.ask(&["status", "--json"]);
+        let status = rows(&said.stdout).ok().and_then(|r| r.into_iter().next());
+        let Some(status) = status.filter(|_| said.ok()) else {
+            return Some(format!("{node}: {said}"));
+        };
+        let position = &status["position"];
+        (position["position"] != position["applied"]).then(|| {
+            format!("{node}: applied {}, holds {}", position["applied"], position["position"])
+        })
+    };
+    nodes.iter().flatten().filter_map(standing).collect()
+}
+
 fn differences(held: [&Holdings; 3]) -> Vec<String> {
     let keys: BTreeSet<&String> = held.iter().flat_map(|h| h.keys()).collect();
     keys.into_iter()
