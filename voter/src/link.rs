@@ -90,6 +90,10 @@ fn standing(shared: &Shared, s: &Status, configured: Option<StoreId>, mark: Vers
         }
         Some(_) => {}
     }
+    // What it promised and which configuration it knew is gone: as good as empty.
+    if s.shards == 0 {
+        return Standing::Refill(format!("{} lost its state files", addr()));
+    }
     if let Some(why) = &s.failed {
         return Standing::Leave(format!("{} does not vote: {why}", addr()));
     }

@@ -147,9 +147,10 @@ fn choose_shard(
     configured: usize,
 ) -> Result<ShardChoice, Refusal> {
     let of_volume = |b: BankId| row[b].as_ref().filter(|s| s.volume == Some(volume));
+    // A store that lost its state files knows its volume from its log and nothing more: it says 0.
     if let Some(s) = BankId::ALL
         .into_iter()
-        .find_map(|b| of_volume(b).filter(|s| usize::from(s.shards) != configured))
+        .find_map(|b| of_volume(b).filter(|s| s.shards != 0 && usize::from(s.shards) != configured))
     {
         return Err(Refusal::WrongShape { configured, actual: s.shards });
     }
