@@ -212,16 +212,18 @@ impl Replicated {
     ///
     /// # Errors
     /// In words: no such shard, or nothing to replace.
-    pub fn replace(&self, bank: BankId, shard: Option<u16>) -> std::result::Result<Vec<u16>, String> {
+    pub fn replace(
+        &self,
+        bank: BankId,
+        shard: Option<u16>,
+    ) -> std::result::Result<Vec<u16>, String> {
         let shards = self.shared.shards();
         if let Some(s) = shard.filter(|s| *s >= shards) {
             return Err(format!("there is no shard {s}: the volume has {shards}"));
         }
         let wanted: Vec<u16> = {
             let core = self.shared.core.lock();
-            let lost = |s: &u16| {
-                !core.shards[usize::from(*s)].replicas[bank].is_up_to_date()
-            };
+            let lost = |s: &u16| !core.shards[usize::from(*s)].replicas[bank].is_up_to_date();
             (0..shards).filter(|s| shard.is_none_or(|only| only == *s)).filter(lost).collect()
         };
         if wanted.is_empty() {
