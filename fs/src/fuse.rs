@@ -7,9 +7,9 @@
 //! for ever. It is answered on purpose only for open, opendir and flush, once each: an open file is
 //! held by the kernel's reference to its inode, directory cookies need no state, and before flush
 //! the kernel has written back everything itself, so these would be round trips for nothing. And
-//! nothing
-//! may be held while the kernel is notified of something. Only a mount that was fenced does that
-//! ([`KernelCache`]): else it is the only writer, and repair never changes what a file holds.
+//! nothing may be held while the kernel is notified of something. Two do that ([`KernelCache`]): a
+//! mount that was fenced, and lseek (see there). Else this mount is the only writer, and repair never
+//! changes what a file holds.
 
 mod convert;
 mod dispatch;
@@ -35,8 +35,8 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
@@ -84,6 +84,13 @@ impl KernelCache {
             }
         }
     }
+
+    /// Makes the kernel write back what is dirty of an inode from `offset` on, and forget it; as
+    /// careful as [`Self::drop_inodes`].
+    fn write_back(&self, ino: INodeNo, offset: i64) {
+        // An inode that it does not know has nothing dirty.
+        let _ = self.0.inval_inode(ino, offset, 0);
+    }
 }
 
 /// Mounts and starts serving on threads of its own.
@@ -104,12 +111,15 @@ pub fn serve(setup: Setup) -> io::Result<Serving> {
         ttl: Duration::from_secs(setup.limits.attribute_ttl_s.into()),
         limits: setup.limits.clone(),
         spared: kernel::Spared::default(),
+        cache: Arc::default(),
         plain: Listing::default(),
         plus: Listing::default(),
     };
+    let cache = adapter.cache.clone();
     let session = Session::new(adapter, &setup.mountpoint, &config)?;
     kernel::tune(&setup.mountpoint, &setup.limits);
     let kernel = KernelCache(session.notifier());
+    let _ = cache.set(kernel.clone());
     let (ended, receiver) = oneshot::channel();
     std::thread::Builder::new().name("fuse".into()).spawn(move || {
         let result = session.run();
@@ -124,6 +134,8 @@ struct Adapter {
     ttl: Duration,
     limits: MountLimits,
     spared: kernel::Spared,
+    /// Set once the session exists.
+    cache: Arc<OnceLock<KernelCache>>,
     /// Sizes of listings without and with attributes.
     plain: Listing,
     plus: Listing,
@@ -723,10 +735,16 @@ impl Filesystem for Adapter {
         whence: i32,
         reply: ReplyLseek,
     ) {
-        let fs = self.fs();
+        let (fs, cache) = (self.fs(), self.cache.get().cloned());
         let work = async move {
             // The kernel has answered the other kinds itself.
             let from = u64::try_from(offset).map_err(|_| FsError::new(libc::ENXIO))?;
+            if let Some(cache) = cache {
+                // The kernel asks without writing back what is dirty: data that an open writer has
+                // not synced would look like a hole, and `cp` would copy one. In a thread of its
+                // own, for the pages come as requests that other threads answer.
+                let _ = tokio::task::spawn_blocking(move || cache.write_back(ino, offset)).await;
+            }
             let found = fs.lseek(ino.0, from, whence).await?;
             i64::try_from(found).map_err(|_| FsError::new(libc::EOVERFLOW))
         };
