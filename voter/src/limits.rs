@@ -43,7 +43,7 @@ pub struct Limits {
     pub probe_longest_ms: u64,
     /// Between refreshes of all shards, seconds.
     pub refresh_interval_s: u64,
-    /// Records re-read from disk per node within each refresh, bytes at most.
+    /// Values re-read from disk per bank within each refresh, bytes at most.
     pub scrub_bytes_per_refresh: u64,
     /// Pace of catch-up and refill, bytes per second.
     pub refill_bytes_per_s: u64,

@@ -42,6 +42,22 @@ pub struct Report {
     pub damaged: u64,
 }
 
+impl std::ops::Add for Report {
+    type Output = Report;
+    /// Of a comparison and a scrub of the same shards.
+    fn add(self, scrub: Report) -> Report {
+        Report {
+            shards: self.shards.max(scrub.shards),
+            skipped: self.skipped + scrub.skipped,
+            differing: self.differing + scrub.differing,
+            mended: self.mended + scrub.mended,
+            verified: self.verified + scrub.verified,
+            bytes: self.bytes + scrub.bytes,
+            damaged: self.damaged + scrub.damaged,
+        }
+    }
+}
+
 /// Progress of the running refresh or scrub: done and total, in shards or bytes.
 #[derive(Debug, Default)]
 pub(crate) struct Progress {

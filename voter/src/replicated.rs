@@ -165,21 +165,29 @@ impl Replicated {
         }
     }
 
-    /// Compares and mends everything now. `progress` is called with (done, total) shards.
+    /// What the periodic refresh does, now: compares and mends all shards, then re-reads values from
+    /// disk as far as the budget of one refresh goes (small volumes: all of them). `progress` is
+    /// called with (done, total) shards, then bytes.
     pub async fn refresh(&self, progress: impl Fn(u64, u64)) -> Report {
         let p = Progress::default();
         let mut work = std::pin::pin!(refresh::refresh(&self.shared, &p));
-        watch_progress(&mut work, &p, progress).await
+        let compared = watch_progress(&mut work, &p, &progress).await;
+        compared + self.scrub_some(self.shared.limits.scrub_bytes_per_refresh, progress).await
     }
 
     /// Re-reads and mends everything now. `progress` is called with (done, total) bytes.
     pub async fn scrub(&self, progress: impl Fn(u64, u64)) -> Report {
+        self.scrub_some(u64::MAX, progress).await
+    }
+
+    /// Re-reads about `budget` bytes of each bank.
+    async fn scrub_some(&self, budget: u64, progress: impl Fn(u64, u64)) -> Report {
         let p = Progress::default();
-        let live: u64 = self.survey_live_bytes().await;
+        let live = self.survey_live_bytes().await.min(budget.saturating_mul(3));
         p.total.store(live, std::sync::atomic::Ordering::Relaxed);
         let mut scrubber = refresh::Scrubber::default();
-        let mut work = std::pin::pin!(refresh::scrub(&self.shared, &mut scrubber, u64::MAX, &p));
-        watch_progress(&mut work, &p, progress).await
+        let mut work = std::pin::pin!(refresh::scrub(&self.shared, &mut scrubber, budget, &p));
+        watch_progress(&mut work, &p, &progress).await
     }
 
     /// When the estimate says "full": lets what is dirty be committed, then asks the banks. True
@@ -281,7 +289,7 @@ impl Replicated {
 async fn watch_progress<T>(
     work: &mut (impl Future<Output = T> + Unpin),
     p: &Progress,
-    progress: impl Fn(u64, u64),
+    progress: &impl Fn(u64, u64),
 ) -> T {
     use std::sync::atomic::Ordering::Relaxed;
     loop {

@@ -1,7 +1,7 @@
 //! `mount`, `umount`, and `mount.tercet` for mount(8) and fstab.
 
 use super::{Bar, OK, Outcome, USAGE, WRONG, say};
-use crate::config::Config;
+use crate::config::{AutoReplace, Config};
 use crate::control::{self, Ask, ControlError};
 use crate::daemon::{self, Report, Reporter};
 use crate::fuse::MountFlags;
@@ -27,6 +27,13 @@ pub(super) struct MountArgs {
     /// Take the volume although another mount holds it; that one fails from then on
     #[arg(long)]
     takeover: bool,
+    /// Compare and mend all banks every so many seconds; default: limits.refresh_interval_s
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    refresh_interval: Option<u64>,
+    /// Refill stores that come back empty or rolled back without asking; default:
+    /// mount.auto_replace
+    #[arg(long, value_name = "true|false")]
+    auto_replace: Option<bool>,
     /// As of mount(8): nodev, nosuid, noexec, allow_other, noallow_other, takeover
     #[arg(short = 'o', value_name = "OPTIONS", value_delimiter = ',')]
     options: Vec<String>,
@@ -90,7 +97,13 @@ pub(super) fn mount(config: Config, args: MountArgs) -> Outcome {
     result
 }
 
-fn mount_or_spawn(config: Config, args: &MountArgs, reporter: &mut Reporter) -> Outcome {
+fn mount_or_spawn(mut config: Config, args: &MountArgs, reporter: &mut Reporter) -> Outcome {
+    if let Some(seconds) = args.refresh_interval {
+        config.voter.refresh_interval_s = seconds;
+    }
+    if let Some(on) = args.auto_replace {
+        config.mount.auto_replace = AutoReplace(on);
+    }
     let mountpoint = args.mountpoint.clone().or_else(|| config.mountpoint()).ok_or_else(|| {
         let hint = "`tercet mount /mnt/tercet`, or set mount.mountpoint in the configuration";
         ControlError::new(USAGE, "no mountpoint", hint)
@@ -138,6 +151,12 @@ fn in_background(config: &Config, args: &MountArgs, options: &MountOptions) -> O
     words.push(options.mountpoint.clone().into());
     if options.takeover {
         words.push("--takeover".into());
+    }
+    if let Some(seconds) = args.refresh_interval {
+        words.push(format!("--refresh-interval={seconds}").into());
+    }
+    if let Some(on) = args.auto_replace {
+        words.push(format!("--auto-replace={on}").into());
     }
     if let Some(shards) = options.memory {
         words.push(format!("--memory={shards}").into());
