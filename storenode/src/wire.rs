@@ -192,19 +192,21 @@ id16!(
     Digest
 );
 
-/// Digest of a record: BLAKE3 over (format tag, key length, key, version, kind, value), truncated
-/// to 16 bytes. The key and version are inside so that a record that was moved, renamed or
-/// re-dated does not verify. `value` is `None` for a tombstone.
+/// Digest of a record: BLAKE3 over (value, key, trailer), truncated to 16 bytes; the trailer is 32
+/// bytes: format tag, key length, kind, version. The key and version are inside so that a record
+/// that was moved, renamed or re-dated does not verify. The value comes first because BLAKE3 works
+/// in aligned chunks of 1 KiB, many at once: behind a head of odd length, a block of the usual sizes
+/// takes twice as long. `value` is `None` for a tombstone.
 #[must_use]
 pub fn digest(key: &[u8], version: Version, value: Option<&[u8]>) -> Digest {
-    let mut head = [0u8; 32];
-    head[..8].copy_from_slice(b"tercet-1");
-    head[8..12].copy_from_slice(&u32::try_from(key.len()).unwrap_or(u32::MAX).to_le_bytes());
-    head[12] = u8::from(value.is_some());
-    head[16..24].copy_from_slice(&version.epoch.to_le_bytes());
-    head[24..32].copy_from_slice(&version.seq.to_le_bytes());
+    let mut trailer = [0u8; 32];
+    trailer[..8].copy_from_slice(b"tercet-1");
+    trailer[8..12].copy_from_slice(&u32::try_from(key.len()).unwrap_or(u32::MAX).to_le_bytes());
+    trailer[12] = u8::from(value.is_some());
+    trailer[16..24].copy_from_slice(&version.epoch.to_le_bytes());
+    trailer[24..32].copy_from_slice(&version.seq.to_le_bytes());
     let mut h = blake3::Hasher::new();
-    h.update(&head).update(key).update(value.unwrap_or_default());
+    h.update(value.unwrap_or_default()).update(key).update(&trailer);
     let mut out = [0u8; 16];
     out.copy_from_slice(&h.finalize().as_bytes()[..16]);
     Digest(out)
@@ -382,8 +384,8 @@ pub enum Request {
         /// Committed through here (for the attached epoch).
         watermark: Version,
     },
-    /// Values and heads; bulk of the reply: the values found, in order of the keys
-    /// -> [`Reply::Found`]. The node applies through `through` first (it must hold it
+    /// Values and heads; bulk of the reply: the values found, in order of the keys, as they lie on
+    /// disk: the reader checks them against their digests -> [`Reply::Found`]. The node applies through `through` first (it must hold it
     /// contiguously), else refuses with [`NodeError::NotThere`].
     Read {
         /// Keys, at most 4,096.

@@ -221,6 +221,38 @@ fn tombstones_go_by_the_floor_and_what_they_hid_stays_hidden() {
 }
 
 #[test]
+fn neighbours_are_read_in_one_piece_and_a_failure_is_its_own() {
+    let n = Node::new(1 << 20);
+    let names: Vec<Vec<u8>> = (0..9u8).map(|i| vec![b'k', i]).collect();
+    let records: Vec<_> = names.iter().map(|k| put(k, &[k[1]; 700])).collect();
+    n.write(1, &records).unwrap();
+    n.commit(v(1, 1));
+    let read = || {
+        let (reply, values) =
+            n.observe(Request::Read { keys: names.clone(), through: v(1, 1) }).unwrap();
+        let Reply::Found { items, .. } = reply else { panic!() };
+        (items.iter().filter(|f| matches!(f, Found::Record { .. })).count(), values)
+    };
+    let operations = |what: &dyn Fn()| {
+        let before = n.disk.operations();
+        what();
+        n.disk.operations() - before
+    };
+    // Asking costs some by itself: the harness looks at the status first.
+    let digests = || Request::Digests { keys: names.clone(), through: v(1, 1) };
+    let asking = operations(&|| drop(n.observe(digests()).unwrap()));
+    let check = || {
+        let (found, values) = read();
+        assert_eq!((found, values.len()), (9, 9));
+        assert!(values.iter().zip(&names).all(|(value, k)| value[..] == [k[1]; 700]));
+    };
+    assert_eq!(operations(&check), asking + 1, "nine values that adjoin, one read");
+    // The one large read fails: each value is read by itself.
+    n.disk.fail_nth(asking + 1);
+    assert_eq!(operations(&check), asking + 10);
+}
+
+#[test]
 fn repairs_take_what_is_newer_or_heals() {
     let n = Node::new(1 << 20);
     n.write(1, &vec![put(b"a", b"one"), put(b"b", b"bee")]).unwrap();
@@ -229,6 +261,10 @@ fn repairs_take_what_is_newer_or_heals() {
     assert_eq!(n.install(&a(1, "one"), v(1, 1), InstallKind::Repair), Ok(0));
     n.service.inject(Fault::Corrupt { key: b"a".to_vec() }).unwrap();
     assert!(matches!(n.read(b"a", v(1, 1)).unwrap().0, Found::Damaged { .. }));
+    // A read leaves the check to the reader; the node's own look counts it.
+    let verify = Request::Verify { after: vec![], budget_bytes: 1 << 20 };
+    let Ok((Reply::Verified { bad, .. }, _)) = n.call(verify) else { panic!() };
+    assert_eq!(bad.len(), 1);
     assert_eq!(n.service.status().damaged_records, 1);
     assert_eq!(n.install(&a(1, "one"), v(1, 1), InstallKind::Repair), Ok(1));
     assert_eq!(value(n.read(b"a", v(1, 1))), Some("one".into()));

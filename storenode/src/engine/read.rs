@@ -1,5 +1,6 @@
 //! What only reads: records, hashes, tails, verification. The index is held for bounded steps.
 
+use super::chain::Place;
 use super::index::{Index, Slot};
 use super::{Core, Engine, bad};
 use crate::wire::{
@@ -8,6 +9,7 @@ use crate::wire::{
 use bytes::Bytes;
 use parking_lot::RwLockReadGuard;
 use std::ops::Bound::{Excluded, Unbounded};
+use std::sync::atomic::Ordering;
 
 /// A scan stops after about so many bytes of keys and values.
 const SCAN_BYTES_MAX: usize = 4 << 20;
@@ -72,7 +74,8 @@ impl Engine {
         self.learn(through)
     }
 
-    /// Heads, and values too when asked; a value that is not whole is [`Found::Damaged`].
+    /// Heads, and values too when asked; a value that cannot be read is [`Found::Damaged`]. Whether
+    /// a value is whole is for the reader to say, who must check its digest anyway.
     pub(crate) fn read(
         &self,
         keys: &[Key],
@@ -84,36 +87,50 @@ impl Engine {
         // before it removes a file.
         let files = self.files.read().clone();
         drop(index);
-        let total: usize = slots.iter().flatten().map(|s| s.len().unwrap_or(0) as usize).sum();
-        if values && total > BULK_LEN_MAX {
+        let mut items: Vec<Found> = slots
+            .iter()
+            .map(|slot| match slot {
+                None => Found::Absent,
+                Some(s) => Found::Record { version: s.version(), digest: s.digest(), len: s.len() },
+            })
+            .collect();
+        if !values {
+            return Ok((applied, items, Vec::new()));
+        }
+        let places = slots.iter().enumerate().filter_map(|(i, s)| {
+            let s = s.as_ref()?;
+            Some((i, s.place(), s.len()?))
+        });
+        let places: Vec<(usize, Place, u32)> = places.collect();
+        let total: usize = places.iter().map(|(_, _, len)| *len as usize).sum();
+        if total > BULK_LEN_MAX {
             return Err(bad(format!("{total} bytes of values: ask for fewer keys at once")));
         }
-        let (mut items, mut bulk) = (Vec::with_capacity(keys.len()), Vec::new());
-        for (key, slot) in keys.iter().zip(slots) {
-            let Some(slot) = slot else {
-                items.push(Found::Absent);
+        self.counters.records_read.fetch_add(places.len() as u64, Ordering::Relaxed);
+        self.counters.bytes_read.fetch_add(total as u64, Ordering::Relaxed);
+        let read = |place: Place, len: u32| -> Result<Bytes, String> {
+            let file = files.get(&place.segment).ok_or_else(|| "its segment is gone".to_owned())?;
+            super::read_exact(&*file.file, place.offset, len)
+        };
+        let mut bulk = Vec::new();
+        // What was written in one piece (a file's blocks in order) is read in one piece.
+        let adjoin = |a: &(usize, Place, u32), b: &(usize, Place, u32)| {
+            b.1.segment == a.1.segment && Some(b.1.offset) == a.1.offset.checked_add(a.2)
+        };
+        for run in places.chunk_by(adjoin) {
+            let len: u32 = run.iter().map(|(_, _, len)| *len).sum();
+            if let Ok(bytes) = read(run[0].1, len) {
+                bulk.push(bytes);
                 continue;
-            };
-            let found =
-                Found::Record { version: slot.version(), digest: slot.digest(), len: slot.len() };
-            let (true, Some(len)) = (values, slot.len()) else {
-                items.push(found);
-                continue;
-            };
-            let place = slot.place();
-            let value = files
-                .get(&place.segment)
-                .ok_or_else(|| "its segment is gone".to_owned())
-                .and_then(|f| super::read_exact(&*f.file, place.offset, len))
-                .and_then(|v| self.check_value(key, &slot, v));
-            match value {
-                Ok(v) => {
-                    items.push(found);
-                    bulk.push(v);
-                }
-                Err(what) => {
-                    self.note_damaged(key, &what);
-                    items.push(Found::Damaged { what });
+            }
+            // One bad sector must not take its neighbours along.
+            for &(i, place, len) in run {
+                match read(place, len) {
+                    Ok(value) => bulk.push(value),
+                    Err(what) => {
+                        self.note_damaged(&keys[i], &what);
+                        items[i] = Found::Damaged { what };
+                    }
                 }
             }
         }

@@ -86,11 +86,32 @@ impl Node {
         }
     }
     pub fn call(&self, r: Request) -> Result<(Reply, Vec<Bytes>), NodeError> {
-        self.service.handle(self.envelope(), r, Bytes::new())
+        self.handle(self.envelope(), r)
     }
     pub fn observe(&self, r: Request) -> Result<(Reply, Vec<Bytes>), NodeError> {
-        let e = Envelope { epoch: 0, ..self.envelope() };
-        self.service.handle(e, r, Bytes::new())
+        self.handle(Envelope { epoch: 0, ..self.envelope() }, r)
+    }
+    /// What a reader makes of the answer: the bulk cut into its pieces, values that do not match
+    /// their digest damaged.
+    fn handle(&self, e: Envelope, r: Request) -> Result<(Reply, Vec<Bytes>), NodeError> {
+        let (mut reply, bulk) = self.service.handle(e, r.clone(), Bytes::new())?;
+        let (Request::Read { keys, .. }, Reply::Found { items, .. }) = (&r, &mut reply) else {
+            return Ok((reply, bulk));
+        };
+        let bulk = Bytes::from(bulk.concat());
+        let (mut values, mut at) = (Vec::new(), 0);
+        for (key, item) in keys.iter().zip(items) {
+            let Found::Record { version, digest: told, len: Some(len) } = *item else { continue };
+            let value = bulk.slice(at..at + len as usize);
+            at += len as usize;
+            if digest(key, version, Some(&value)) == told {
+                values.push(value);
+            } else {
+                *item = Found::Damaged { what: "the value does not match its digest".into() };
+            }
+        }
+        assert_eq!(at, bulk.len());
+        Ok((reply, values))
     }
     pub fn append(&self, parts: &[Bytes], watermark: Version) -> Result<Position, NodeError> {
         let lens = parts.iter().map(|p| p.len() as u32).collect();
