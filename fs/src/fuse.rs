@@ -19,7 +19,7 @@ mod privileges;
 pub use kernel::MountFlags;
 
 use crate::config::MountLimits;
-use crate::filesystem::{Caller, FileSystem, FsError, Kind, SetAttr, XattrMode};
+use crate::filesystem::{Caller, FileSystem, FsError, Kind, SetAttr, Strip, XattrMode};
 use crate::metrics::{Ending, Metrics, Operation};
 use bytes::Bytes;
 use convert::{bare, caller, file_attr, file_type, perm_of_mode, set_time, timespec};
@@ -302,12 +302,17 @@ impl Filesystem for Adapter {
                 ctime: ctime.map(timespec),
                 handle: fh.map(|fh| fh.0),
                 kill_suid_gid: false,
+                silent: false,
             };
             if uid.is_some() || gid.is_some() || size.is_some() {
                 let now = fs.getattr(ino.0).await?;
-                set.kill_suid_gid = now.kind != Kind::Directory
+                // chown(2) and truncate(2) bring the ctime of a regular file, whose times the kernel keeps.
+                set.silent = ctime.is_none() && now.kind == Kind::File;
+                set.kill_suid_gid = size.is_some()
+                    && !set.silent
+                    && now.kind != Kind::Directory
                     && privileges::has_bits(now.perm)
-                    && (uid.is_some() || gid.is_some() || privileges::must_kill(caller.pid));
+                    && privileges::must_kill(caller.pid);
             }
             fs.setattr(ino.0, set, caller).await
         };
@@ -496,11 +501,17 @@ impl Filesystem for Adapter {
         self.dispatch.metrics.written_bytes.fetch_add(data.len() as u64, Relaxed);
         // The one copy: the buffer belongs to the thread, the data to the group it joins.
         let data = Bytes::copy_from_slice(data);
-        let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         // From the page cache: the kernel sends an fsync by itself where one is due.
         let cached = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        let strip = if write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) {
+            Strip::All
+        } else if cached {
+            Strip::Nothing
+        } else {
+            Strip::Capability
+        };
         let sync = !cached && flags.0 & (libc::O_SYNC | libc::O_DSYNC) != 0;
-        let work = async move { fs.write(ino.0, fh.0, offset, data, kill, sync).await };
+        let work = async move { fs.write(ino.0, fh.0, offset, data, strip, sync).await };
         self.dispatch.run(Operation::Write, req, work, move |result| match result {
             Ok(written) => reply.written(u32::try_from(written).unwrap_or(u32::MAX)),
             Err(e) => reply.error(e),

@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use bytes::Bytes;
-use fs::filesystem::{CacheLimits, Caller, FileSystem, FormatOptions, FsOptions, Ino};
+use fs::filesystem::{CacheLimits, Caller, FileSystem, FormatOptions, FsOptions, Ino, Strip};
 use fs::key::ROOT;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use std::sync::Arc;
@@ -39,13 +39,15 @@ async fn task(fs: Arc<FileSystem>, id: u64, shared: Ino, seed: u64) {
     let own = fs.mkdir(ROOT, format!("own{id}").as_bytes(), 0o755, 0, ME).await.unwrap().ino;
     let (file, handle) = fs.create(own, b"f", 0o644, 0, libc::O_RDWR, ME).await.unwrap();
     let mut content = vec![0u8; 200_000];
-    fs.write(file.ino, handle, 0, Bytes::from(content.clone()), false, false).await.unwrap();
+    fs.write(file.ino, handle, 0, Bytes::from(content.clone()), Strip::Capability, false)
+        .await
+        .unwrap();
     for round in 0..60u8 {
         let at = rng.random_range(0..190_000usize);
         let len = rng.random_range(1..10_000usize);
         content[at..at + len].fill(round);
         let data = Bytes::from(vec![round; len]);
-        fs.write(file.ino, handle, at as u64, data, false, false).await.unwrap();
+        fs.write(file.ino, handle, at as u64, data, Strip::Capability, false).await.unwrap();
         let at = rng.random_range(0..190_000usize);
         let got = fs.read(file.ino, handle, at as u64, 10_000).await.unwrap().concat();
         assert!(got == content[at..at + 10_000], "task {id}, round {round}");
@@ -64,7 +66,7 @@ async fn task(fs: Arc<FileSystem>, id: u64, shared: Ino, seed: u64) {
                     // Not into another task's own file, which may have been renamed to here.
                     if attr.size < 200_000 {
                         let x = Bytes::from_static(b"x");
-                        fine(fs.write(attr.ino, 0, 5, x, false, false).await);
+                        fine(fs.write(attr.ino, 0, 5, x, Strip::Capability, false).await);
                     }
                     fs.forget(attr.ino, 1);
                 }

@@ -4,7 +4,9 @@
 
 use bytes::Bytes;
 use fs::acl;
-use fs::filesystem::{Caller, FileSystem, FormatOptions, FsOptions, Kind, SetAttr, XattrMode};
+use fs::filesystem::{
+    Caller, FileSystem, FormatOptions, FsOptions, Kind, SetAttr, Strip, XattrMode,
+};
 use fs::key::ROOT;
 use std::sync::Arc;
 use voter::memory::MemoryVolume;
@@ -30,7 +32,7 @@ async fn create_write_read_rename_remove() {
     let (attr, h) = fs.create(ROOT, b"f", 0o644, 0, libc::O_RDWR, ME).await.unwrap();
     assert_eq!((attr.kind, attr.perm, attr.uid, attr.nlink), (Kind::File, 0o644, 1000, 1));
     let data: Vec<u8> = (0..3_000_000u32).map(|i| (i % 251) as u8).collect();
-    fs.write(attr.ino, h, 5, Bytes::from(data.clone()), false, false).await.unwrap();
+    fs.write(attr.ino, h, 5, Bytes::from(data.clone()), Strip::Capability, false).await.unwrap();
     let got = all(&fs, attr.ino).await;
     assert_eq!(got.len(), data.len() + 5);
     assert!(got[..5] == [0; 5] && got[5..] == data[..]);
@@ -142,18 +144,46 @@ async fn xattr_limits() {
     assert!(fs.listxattr(f.ino).await.unwrap().len() <= 64 << 10);
 }
 
+/// The kernel hands over a page long after the write, and overlayfs sets the owner of its copy after
+/// the mode: neither takes away what was set in between.
+#[tokio::test]
+async fn privileges_go_by_what_the_caller_did() {
+    let (_memory, fs) = fresh(FsOptions::default()).await;
+    let a = fs.mknod(ROOT, b"a", libc::S_IFREG | 0o755, 0, 0, ME).await.unwrap();
+    let capability = b"security.capability";
+    let value = b"capable";
+    fs.setxattr(a.ino, capability, value, XattrMode::Any).await.unwrap();
+    let chmod = SetAttr { perm: Some(0o6755), ..SetAttr::default() };
+    fs.setattr(a.ino, chmod, ME).await.unwrap();
+    let look = async || {
+        let perm = fs.getattr(a.ino).await.unwrap().perm;
+        (perm, fs.getxattr(a.ino, capability).await.is_ok())
+    };
+    fs.write(a.ino, 0, 0, Bytes::from_static(b"late"), Strip::Nothing, false).await.unwrap();
+    assert_eq!(look().await, (0o6755, true), "a page of the page cache");
+    let mut owner = SetAttr { silent: true, ..SetAttr::default() };
+    (owner.uid, owner.size) = (Some(7), Some(4));
+    fs.setattr(a.ino, owner, ME).await.unwrap();
+    assert_eq!(look().await, (0o6755, true), "the copy that overlayfs makes");
+    fs.write(a.ino, 0, 0, Bytes::from_static(b"now"), Strip::Capability, false).await.unwrap();
+    assert_eq!(look().await, (0o6755, false), "a write past the page cache");
+    owner.silent = false;
+    fs.setattr(a.ino, owner, ME).await.unwrap();
+    assert_eq!(look().await, (0o755, false), "chown(2)");
+}
+
 #[tokio::test]
 async fn an_operation_that_fails_changes_nothing() {
     let (memory, fs) =
         fresh(FsOptions { caches: fs::limits::CacheLimits::tiny(), ..FsOptions::default() }).await;
     let a = fs.mknod(ROOT, b"a", libc::S_IFREG | 0o644, 0, 0, ME).await.unwrap();
-    fs.write(a.ino, 0, 0, Bytes::from_static(b"hello"), false, false).await.unwrap();
+    fs.write(a.ino, 0, 0, Bytes::from_static(b"hello"), Strip::Capability, false).await.unwrap();
     let before = fs.getattr(ROOT).await.unwrap();
 
     memory.fail_submits(Some(VolumeError::Unavailable("test".into())));
     assert_eq!(fs.unlink(ROOT, b"a").await.unwrap_err().errno, libc::EIO);
     assert_eq!(fs.mkdir(ROOT, b"d", 0o755, 0, ME).await.unwrap_err().errno, libc::EIO);
-    let w = fs.write(a.ino, 0, 0, Bytes::from_static(b"HELLO"), false, false).await;
+    let w = fs.write(a.ino, 0, 0, Bytes::from_static(b"HELLO"), Strip::Capability, false).await;
     assert_eq!(w.unwrap_err().errno, libc::EIO);
     memory.fail_submits(None);
     assert_eq!(fs.getattr(ROOT).await.unwrap(), before);
@@ -169,7 +199,7 @@ async fn an_operation_that_fails_changes_nothing() {
 
     memory.fail_syncs(Some(VolumeError::Unavailable("test".into())));
     assert_eq!(fs.fsync(a.ino, true).await.unwrap_err().errno, libc::EIO);
-    let w = fs.write(a.ino, 0, 0, Bytes::from_static(b"x"), false, true).await;
+    let w = fs.write(a.ino, 0, 0, Bytes::from_static(b"x"), Strip::Capability, true).await;
     assert_eq!(w.unwrap_err().errno, libc::EIO, "O_SYNC waits");
     memory.fail_syncs(None);
     fs.fsync(a.ino, true).await.unwrap();
@@ -200,14 +230,16 @@ async fn large_files_go_in_the_background_and_survive_a_crash_in_between() {
     // Sparse: 300 blocks with data, one in three.
     for i in 0..300u64 {
         let data = Bytes::from(vec![7; 100]);
-        fs.write(f.ino, h, i * 3 * 16384 + 50, data, false, false).await.unwrap();
+        fs.write(f.ino, h, i * 3 * 16384 + 50, data, Strip::Capability, false).await.unwrap();
     }
     assert!(fs.getattr(f.ino).await.unwrap().blocks < 901 * 32);
     let set = |size| SetAttr { size: Some(size), ..SetAttr::default() };
     fs.setattr(f.ino, set(16384 * 30), ME).await.unwrap();
     fs.setattr(f.ino, set(16384 * 900), ME).await.unwrap();
     // Into the dead range, before and after a step of reclaim.
-    fs.write(f.ino, h, 16384 * 60 + 1, Bytes::from_static(b"new"), false, false).await.unwrap();
+    fs.write(f.ino, h, 16384 * 60 + 1, Bytes::from_static(b"new"), Strip::Capability, false)
+        .await
+        .unwrap();
     fs.fsync(f.ino, false).await.unwrap();
     let volume: Arc<dyn Volume> = Arc::new(memory.crash(0));
     let fs =
@@ -246,7 +278,9 @@ async fn a_sequential_reader_is_read_ahead() {
     let (f, h) = fs.create(ROOT, b"f", 0o644, 0, libc::O_RDWR, ME).await.unwrap();
     let mib: Vec<u8> = (0..1u32 << 20).map(|i| (i >> 9) as u8 | 1).collect();
     for i in 0..16u64 {
-        fs.write(f.ino, h, i << 20, Bytes::from(mib.clone()), false, false).await.unwrap();
+        fs.write(f.ino, h, i << 20, Bytes::from(mib.clone()), Strip::Capability, false)
+            .await
+            .unwrap();
     }
     fs.sync_all().await.unwrap();
     fs.drop_caches();
@@ -299,7 +333,7 @@ async fn names_only_changes_wait_for_no_read() {
         let name = format!("f{i}");
         assert!(fs.lookup(d.ino, name.as_bytes()).await.is_err());
         let (f, h) = fs.create(d.ino, name.as_bytes(), 0o644, 0, 0, ME).await.unwrap();
-        fs.write(f.ino, h, 0, Bytes::from_static(b"data"), false, false).await.unwrap();
+        fs.write(f.ino, h, 0, Bytes::from_static(b"data"), Strip::Capability, false).await.unwrap();
         fs.release(h);
         fs.rename(d.ino, name.as_bytes(), ROOT, name.as_bytes(), 0, ME).await.unwrap();
         assert!(fs.getxattr(f.ino, b"security.capability").await.is_err());

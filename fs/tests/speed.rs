@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use bytes::Bytes;
-use fs::filesystem::{Caller, FileSystem, FormatOptions, FsOptions};
+use fs::filesystem::{Caller, FileSystem, FormatOptions, FsOptions, Strip};
 use fs::key::ROOT;
 use std::sync::Arc;
 use std::time::Instant;
@@ -47,7 +47,7 @@ async fn speed() {
     let t = Instant::now();
     let data = Bytes::from(vec![1; 4096]);
     for &ino in &inos {
-        fs.write(ino, 0, 0, data.clone(), false, false).await.unwrap();
+        fs.write(ino, 0, 0, data.clone(), Strip::Capability, false).await.unwrap();
     }
     told("write 4 KiB", n, "files", t);
     fs.sync_all().await.unwrap();
@@ -81,7 +81,7 @@ async fn speed() {
     let data = Bytes::from(vec![1; 1 << 20]);
     let t = Instant::now();
     for i in 0..256u64 {
-        fs.write(big, 0, i << 20, data.clone(), false, false).await.unwrap();
+        fs.write(big, 0, i << 20, data.clone(), Strip::Capability, false).await.unwrap();
     }
     told("write 1 MiB", 256, "MiB", t);
     fs.sync_all().await.unwrap();

@@ -1,7 +1,9 @@
 //! Requests on content, attributes and extended attributes.
 
 use super::drive::Room;
-use super::{Attr, Caller, FileSystem, FsError, Ino, Result, SetAttr, SetTime, StatFs, XattrMode};
+use super::{
+    Attr, Caller, FileSystem, FsError, Ino, Result, SetAttr, SetTime, StatFs, Strip, XattrMode,
+};
 use crate::limits::{
     COPY_BYTES_MAX, READAHEAD_BYTES_MAX, READAHEAD_BYTES_MIN, RUN_BLOCKS, STATFS_AGE_MS,
     WRITE_BYTES_MAX,
@@ -98,8 +100,7 @@ impl FileSystem {
         self.read_ahead(ino, from / bs, to.div_ceil(bs));
     }
 
-    /// Writes all of `data`, or an error. `kill_priv` drops suid, sgid and capabilities
-    /// (`FUSE_WRITE_KILL_SUIDGID`); `sync` returns when it is durable (`O_SYNC`, `O_DSYNC`).
+    /// Writes all of `data`, or an error; `sync` returns when it is durable (`O_SYNC`, `O_DSYNC`).
     ///
     /// # Errors
     /// `EFBIG`, `EISDIR`, `EINVAL`, `ENOSPC`, `EIO`. Of more than 4 MiB a beginning may be written.
@@ -109,7 +110,7 @@ impl FileSystem {
         _handle: u64,
         offset: u64,
         data: Bytes,
-        kill_priv: bool,
+        strip: Strip,
         sync: bool,
     ) -> Result<usize> {
         let mut done = 0;
@@ -118,8 +119,7 @@ impl FileSystem {
             let at = offset.saturating_add(done as u64);
             let most = WRITE_BYTES_MAX - (at % u64::from(self.geo.block_size)) as usize;
             let piece = data.slice(done..data.len().min(done + most));
-            self.run(Room::For(piece.len()), |t| data::write(t, ino, at, &piece, kill_priv))
-                .await?;
+            self.run(Room::For(piece.len()), |t| data::write(t, ino, at, &piece, strip)).await?;
             done += piece.len();
         }
         if sync {
@@ -339,7 +339,7 @@ impl FileSystem {
                     })
                     .freeze(),
             };
-            self.write(ino_out, 0, offset_out + done, data, false, false).await?;
+            self.write(ino_out, 0, offset_out + done, data, Strip::Capability, false).await?;
             done += n as u64;
         }
         Ok(done)

@@ -108,6 +108,22 @@ pub struct SetAttr {
     pub handle: Option<u64>,
     /// Clear suid/sgid/capabilities (FUSE_HANDLE_KILLPRIV_V2).
     pub kill_suid_gid: bool,
+    /// It is not chown(2) or truncate(2), which bring their ctime, but a truncation that changes nothing,
+    /// or a filesystem on top of this one (overlayfs) that gives its copy the attributes of the
+    /// original, in the order xattrs, size, mode, owner: takes nothing away, leaves ctime alone.
+    pub silent: bool,
+}
+
+/// What a write takes away from its file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Strip {
+    /// Nothing: it comes from the page cache. The kernel took away what was due when the program
+    /// wrote; what was set since is there to stay.
+    Nothing,
+    /// File capabilities: a write by somebody who may keep set-user-id and set-group-id bits.
+    Capability,
+    /// Those bits too.
+    All,
 }
 
 /// One entry of a directory listing.

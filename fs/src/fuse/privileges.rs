@@ -5,8 +5,10 @@
 //! (`FUSE_WRITE_KILL_SUIDGID`, handed over by fuser). For a truncation it says so in a bit that
 //! fuser 0.18 does not hand over, and for fallocate and copy_file_range in none; there we look at
 //! the caller's capabilities ourselves, and only for files that have such bits. Giving a file away
-//! clears them always. File capabilities (`security.capability`) are removed by the kernel itself,
-//! through removexattr, before all of these.
+//! clears them always, but overlayfs does not give its copy of a file away when it sets mode and then
+//! owner: the kernel sends the ctime of a chown(2) or truncate(2) along, and overlayfs none. File capabilities
+//! (`security.capability`) are removed by the kernel itself, through removexattr, before all of these;
+//! before a write to the page cache at the time of the call, not when the page comes here.
 //!
 //! Who asks is known by process id only: since idmapped mounts are allowed the kernel sends no user
 //! id with these requests. A caller that cannot be looked at loses the bits: that is safe.

@@ -15,17 +15,20 @@ pub(crate) fn setattr(t: &mut Txn<'_>, ino: Ino, set: &SetAttr) -> Done<Attr> {
     let kind = inode.kind;
     let mut f = t.edit(ino, inode);
     if let Some(size) = set.size {
+        let before = f.inode.size;
         match kind {
             Kind::File => super::data::resize(t, &mut f, size)?,
             Kind::Directory => return fail(libc::EISDIR),
             _ => return fail(libc::EINVAL),
         }
-        f.inode.mtime = t.now;
+        if size != before {
+            f.inode.mtime = t.now;
+        }
     }
     let owned = set.uid.is_some() || set.gid.is_some();
-    if kind != Kind::Directory && (owned || set.kill_suid_gid) {
+    if kind != Kind::Directory && (owned && !set.silent || set.kill_suid_gid) {
         drop_privileges(t, ino, &mut f.inode)?;
-    } else if set.size.is_some() {
+    } else if set.size.is_some() && !set.silent {
         drop_capability(t, ino, &mut f.inode)?;
     }
     let inode = &mut f.inode;
@@ -41,7 +44,7 @@ pub(crate) fn setattr(t: &mut Txn<'_>, ino: Ino, set: &SetAttr) -> Done<Attr> {
     };
     inode.atime = set.atime.map_or(inode.atime, |x| at(x, t.now));
     inode.mtime = set.mtime.map_or(inode.mtime, |x| at(x, t.now));
-    inode.ctime = set.ctime.unwrap_or(t.now);
+    inode.ctime = set.ctime.unwrap_or(if set.silent { inode.ctime } else { t.now });
     let attr = t.attr(ino, inode);
     t.put_inode(ino, f.inode);
     Ok(attr)

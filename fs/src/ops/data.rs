@@ -3,7 +3,7 @@
 
 use super::attr::{drop_capability, drop_privileges};
 use crate::dead::Under;
-use crate::filesystem::{Attr, Ino, Kind};
+use crate::filesystem::{Attr, Ino, Kind, Strip};
 use crate::limits::{ATIME_AGE_S, FILE_SIZE_MAX, TRIM_INLINE_BLOCKS};
 use crate::record::inode_flags::SHRUNK;
 use crate::span::{blank, overlay, spans, trim};
@@ -82,7 +82,7 @@ pub(crate) fn write(
     ino: Ino,
     offset: u64,
     data: &Bytes,
-    kill_priv: bool,
+    strip: Strip,
 ) -> Done<()> {
     let mut f = t.file(ino)?;
     let end = offset.checked_add(data.len() as u64).filter(|&end| end <= FILE_SIZE_MAX);
@@ -113,17 +113,18 @@ pub(crate) fn write(
         return Err(Miss::Blocks { ino, blocks: missing }.into());
     }
     f.inode.size = f.inode.size.max(end);
-    touch(t, &mut f, kill_priv)
+    touch(t, &mut f, strip)
 }
 
-fn touch(t: &mut Txn<'_>, f: &mut FileEdit, kill_priv: bool) -> Done<()> {
-    if kill_priv {
-        drop_privileges(t, f.ino, &mut f.inode)?;
-    } else {
-        drop_capability(t, f.ino, &mut f.inode)?;
+/// What changed content takes away. It does not set times: with the writeback cache the kernel keeps mtime
+/// and ctime of regular files, and sends them when its own are newer than what it sent last. Times set
+/// here, later than the write they belong to, would come to light at the next mount.
+fn touch(t: &mut Txn<'_>, f: &mut FileEdit, strip: Strip) -> Done<()> {
+    match strip {
+        Strip::Nothing => {}
+        Strip::Capability => drop_capability(t, f.ino, &mut f.inode)?,
+        Strip::All => drop_privileges(t, f.ino, &mut f.inode)?,
     }
-    f.inode.mtime = t.now;
-    f.inode.ctime = t.now;
     t.put_inode(f.ino, f.inode.clone());
     Ok(())
 }
@@ -254,5 +255,5 @@ pub(crate) fn fallocate(t: &mut Txn<'_>, ino: Ino, offset: u64, len: u64, mode: 
     if !keep {
         f.inode.size = f.inode.size.max(end);
     }
-    touch(t, &mut f, false)
+    touch(t, &mut f, Strip::Capability)
 }

@@ -10,7 +10,8 @@ mod model;
 
 use bytes::Bytes;
 use fs::filesystem::{
-    Attr, CacheLimits, Caller, FileSystem, FormatOptions, FsOptions, Ino, Kind, SetAttr, XattrMode,
+    Attr, CacheLimits, Caller, FileSystem, FormatOptions, FsOptions, Ino, Kind, SetAttr, Strip,
+    XattrMode,
 };
 use fs::key::ROOT;
 use model::{Model, Node};
@@ -289,11 +290,11 @@ impl World {
             Step::Write(f, offset, len, fill) => {
                 let Some(ino) = self.file(f) else { return };
                 let data = pattern(len, fill);
-                let kill = fill == 3;
-                let n = fs.write(ino, 0, offset, Bytes::from(data.clone()), kill, false).await;
+                let strip = if fill == 3 { Strip::All } else { Strip::Capability };
+                let n = fs.write(ino, 0, offset, Bytes::from(data.clone()), strip, false).await;
                 assert_eq!(n.unwrap(), len);
                 self.model.write(ino, offset, &data);
-                self.model.content_changed(ino, kill);
+                self.model.content_changed(ino, strip == Strip::All);
             }
             Step::Truncate(f, size) => {
                 let Some(ino) = self.file(f) else { return };
