@@ -7,6 +7,7 @@ use std::time::Duration;
 
 mod damage;
 mod durability;
+mod everyday;
 mod failover;
 mod names;
 mod posix;

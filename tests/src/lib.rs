@@ -11,6 +11,7 @@
 //!   what to install and fails)
 //! * [`process`]: children with logs, signals and deadlines
 //! * [`node`], [`mount`], [`cluster`]: one storage node, one mount, all of it together
+//! * [`host`]: namespaces for the programs that use the mount, so that nothing survives a test
 //! * [`oracle`]: what the banks hold, compared outside the mount
 //! * [`tree`], [`load`]: files whose hashes are kept outside, and work that goes on while
 //!   something breaks
@@ -21,6 +22,7 @@
 //! logs and data and prints where it is.
 
 pub mod cluster;
+pub mod host;
 pub mod load;
 pub mod mount;
 pub mod node;
@@ -31,6 +33,7 @@ pub mod random;
 pub mod tree;
 
 pub use cluster::{Bank, Cluster, Setup};
+pub use host::Host;
 pub use mount::Mount;
 pub use node::Node;
 pub use process::until;

@@ -66,11 +66,25 @@ pub fn require_environment() {
              package fuse3"
         );
     }
-    for program in ["tar", "findmnt", "setfattr"] {
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        assert!(
-            std::env::split_paths(&path).any(|d| d.join(program).exists()),
-            "{program} is missing: apt-get install tar util-linux attr (.ci/run does)"
-        );
-    }
+    require_programs(&[("tar", "tar"), ("findmnt", "util-linux"), ("setfattr", "attr")]);
+}
+
+/// Fails, naming the packages to install, when one of these (program, package) is not there.
+///
+/// # Panics
+/// When a program is missing.
+pub fn require_programs(needed: &[(&str, &str)]) {
+    // Daemons live in sbin, which the PATH of a plain user session lacks.
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let dirs: Vec<PathBuf> =
+        std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]).collect();
+    let missing: Vec<&(&str, &str)> =
+        needed.iter().filter(|(p, _)| !dirs.iter().any(|d| d.join(p).exists())).collect();
+    let packages: Vec<&str> = missing.iter().map(|(_, package)| *package).collect();
+    assert!(
+        missing.is_empty(),
+        "missing programs {:?}: apt-get install {} (.ci/run and scripts/test do)",
+        missing.iter().map(|(program, _)| *program).collect::<Vec<_>>(),
+        packages.join(" ")
+    );
 }

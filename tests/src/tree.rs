@@ -12,7 +12,15 @@ use std::time::Duration;
 /// SHA-256, in hexadecimal.
 #[must_use]
 pub fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
+    hex(&Sha256::digest(bytes))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+fn relative(root: &Path, path: &Path) -> PathBuf {
+    path.strip_prefix(root).unwrap_or(path).to_path_buf()
 }
 
 /// What is known of a tree: one line per entry, by path.
@@ -25,7 +33,7 @@ impl Manifest {
     /// # Errors
     /// The first path that cannot be read, and why.
     pub fn of(root: &Path) -> Result<Self, String> {
-        Self::with(root, |_| String::new())
+        Self::with(root, |_, _| Ok(String::new()))
     }
 
     /// The same with inode numbers and ctime: what must not change even by remount or repair.
@@ -33,19 +41,53 @@ impl Manifest {
     /// # Errors
     /// The first path that cannot be read, and why.
     pub fn exact(root: &Path) -> Result<Self, String> {
-        Self::with(root, |m| {
-            format!(
+        Self::with(root, |_, m| {
+            Ok(format!(
                 " ino {} uid {} gid {} ctime {}.{:09}",
                 m.ino(),
                 m.uid(),
                 m.gid(),
                 m.ctime(),
                 m.ctime_nsec()
-            )
+            ))
         })
     }
 
-    fn with(root: &Path, more: impl Fn(&std::fs::Metadata) -> String) -> Result<Self, String> {
+    /// Everything a copy must carry over to another filesystem: what [`of`](Self::of) reads, owners,
+    /// device numbers, all xattrs (access lists are `system.posix_acl_*`, file capabilities
+    /// `security.capability`), and which names are one file.
+    ///
+    /// # Errors
+    /// The first path that cannot be read, and why.
+    pub fn copied(root: &Path) -> Result<Self, String> {
+        let mut names: BTreeMap<u64, Vec<PathBuf>> = BTreeMap::new();
+        let mut all = Self::with(root, |path, m| {
+            if !m.is_dir() && m.nlink() > 1 {
+                names.entry(m.ino()).or_default().push(relative(root, path));
+            }
+            let mut line = format!(" uid {} gid {}", m.uid(), m.gid());
+            let attrs: std::collections::BTreeSet<_> = xattr::list(path)?.collect();
+            for name in attrs {
+                let value = xattr::get(path, &name)?.unwrap_or_default();
+                line += &format!(" {}={}", name.to_string_lossy(), hex(&value));
+            }
+            Ok(line)
+        })?;
+        for group in names.values_mut() {
+            group.sort();
+            for name in group.iter() {
+                if let Some(line) = all.0.get_mut(name) {
+                    *line += &format!(" same file as {}", group[0].display());
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    fn with(
+        root: &Path,
+        mut more: impl FnMut(&Path, &std::fs::Metadata) -> std::io::Result<String>,
+    ) -> Result<Self, String> {
         let mut out = BTreeMap::new();
         let mut todo = vec![root.to_path_buf()];
         while let Some(path) = todo.pop() {
@@ -63,16 +105,15 @@ impl Manifest {
             } else {
                 format!("special {:o} {}", meta.mode(), meta.rdev())
             };
-            let relative = path.strip_prefix(root).unwrap_or(&path).to_path_buf();
             let line = format!(
                 "{what} mode {:o} links {} mtime {}.{:09}{}",
                 meta.mode(),
                 meta.nlink(),
                 meta.mtime(),
                 meta.mtime_nsec(),
-                more(&meta)
+                more(&path, &meta).map_err(fail)?
             );
-            out.insert(relative, line);
+            out.insert(relative(root, &path), line);
         }
         Ok(Self(out))
     }
