@@ -64,6 +64,7 @@ fn versions(weather: Weather, driver: &str, root_type: &str) {
         d=$(cat /run/docker-test.pid); kill $d; ended $d");
     lab.close(|lab| {
         sh(lab, "daemon; page localhost:8082 v2; [ \"$($D run --rm --network none site:v3 /bin/cat /www/index.html)\" = v3 ]
-            $D rm -f two >/dev/null; $D system prune -a -f >/dev/null; [ -z \"$($D images -q)\" ]; d=$(cat /run/docker-test.pid); kill $d; ended $d");
+            $D rm -f two >/dev/null; $D system prune -a -f >/dev/null; [ -z \"$($D images -q)\" ]; d=$(cat /run/docker-test.pid); kill $d; ended $d
+            find /sys/fs/cgroup -depth -type d -path '*tercet-test-docker*' -exec rmdir {} + 2>/dev/null || true");
     });
 }

@@ -149,8 +149,8 @@ impl Lab {
     }
 
     /// The end: nothing failed or stalled beside it, the three banks are equal and whole, and the tree
-    /// is consistent. Leaves the volume mounted on what two banks hold (not the one that was never
-    /// disturbed), for a last look.
+    /// is consistent. Then a last look, on banks B and C alone after a remount: these are the first that the
+    /// weather strikes.
     pub(crate) fn close(mut self, last_look: impl FnOnce(&Self)) {
         self.finish_saver();
         self.calm_down();

@@ -31,7 +31,7 @@ stop() { lxc-stop -P $L -n "$1" -t 10; }
 inside() { local name=$1; shift; lxc-attach -P $L -n "$name" --clear-env -- "$@" </dev/null; }
 "#;
 
-/// The template's name, and one of the names that the service gave its backups.
+/// One of the names that the service gave its backups.
 const BACKUP: &str = "user-site-Clone-2016-05-11-04:51:27";
 
 fn root_of(lab: &Lab, name: &str) -> Manifest {

@@ -63,7 +63,7 @@ fn site(weather: Weather) {
         &lab,
         r#"mkdir -m 755 $M/site; chmod 755 $M/.. $M; cp -r $W/v1 $M/site/v1; cp -r $W/v1 $M/site/v2; echo v2 >$M/site/v2/index.html
         ln -s v1 $M/site/current; nginx_up; apache_up
-        for p in 8090 8091; do for _ in $(seq 50); do ! curl -s localhost:$p/ >/dev/null || break; sleep 0.1; done; [ "$(curl -s localhost:$p/)" = v1 ] || { curl -si localhost:$p/; cat /run/*.err; exit 1; }; done"#,
+        for p in 8090 8091; do for _ in $(seq 50); do ! curl -sf localhost:$p/index.html >/dev/null || break; sleep 0.1; done; [ "$(curl -s localhost:$p/index.html)" = v1 ] || { curl -si localhost:$p/index.html; cat /run/*.err; exit 1; }; done"#,
     );
     let loads = [
         (
@@ -84,7 +84,7 @@ fn site(weather: Weather) {
             &lab,
             &format!(
                 "ln -s {version} $M/site/new; mv -T $M/site/new $M/site/current; sleep 2
-             for p in 8090 8091; do [ $(curl -s localhost:$p/)x = {version}x ]; done"
+             for p in 8090 8091; do [ $(curl -s localhost:$p/index.html)x = {version}x ]; done"
             ),
         );
     }
