@@ -74,7 +74,7 @@ const MARIADB: Database = Database {
     kill: r#"p=$(cat /run/my/pid); kill -9 $p; while [ -e /proc/$p ]; do sleep 0.05; done"#,
     numbers: "sql -e 'select n from d.t'",
     check: r#"sql -e 'check table d.t extended' | grep -q 'status.OK$'
-        sql -e 'select count(*) from d.t where pad <> repeat(md5(n), 20)' | grep -qx 0"#,
+        sql -e 'select count(*) from d.t where cast(pad as binary) <> cast(repeat(md5(n), 20) as binary)' | grep -qx 0"#,
     stop: r#"p=$(cat /run/my/pid); sql -e shutdown; while [ -e /proc/$p ]; do sleep 0.05; done"#,
 };
 
