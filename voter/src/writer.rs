@@ -52,6 +52,8 @@ struct Flying {
     shards: Vec<u16>,
     keys: Vec<Key>,
     bytes: usize,
+    /// Closed because somebody waits for it.
+    asked: bool,
 }
 
 /// Newest uncommitted value of a key.
@@ -137,6 +139,8 @@ pub(crate) struct Shard {
 /// Versions remembered per shard for [`Shard::recent_above`]; a replica further behind gives up its
 /// unapplied parts and catches up.
 const RECENT_MAX: usize = 65_536;
+/// Groups on their way that somebody waits for; see [`Core::wants_seal`].
+const ASKED_IN_FLIGHT_MAX: usize = 2;
 
 impl Shard {
     /// Versions of the chain above `applied`, if all of them are remembered.
@@ -380,7 +384,10 @@ impl Core {
         let Some(since) = self.open.since else { return false };
         let room = self.flying_bytes < limits.in_flight_bytes;
         let old = now.saturating_duration_since(since).as_millis() as u64 >= limits.group_timer_ms;
-        self.seal_asked
+        // While two are on their way, those who ask gather in the open group: many threads that sync
+        // share a few round trips. What commits rings the bell; the timer bounds the wait.
+        let asked = self.flying.iter().filter(|g| g.asked).count();
+        (self.seal_asked && asked < ASKED_IN_FLIGHT_MAX)
             || (room
                 && (old
                     || self.open.bytes >= limits.stream_bytes
@@ -401,7 +408,7 @@ impl Core {
     /// The parts must be pushed with [`Core::push_part`] in the order of sealing.
     /// False when the group was empty.
     pub(crate) fn seal(&mut self) -> bool {
-        self.seal_asked = false;
+        let asked = std::mem::take(&mut self.seal_asked);
         if self.open.since.is_none() {
             return false;
         }
@@ -441,7 +448,7 @@ impl Core {
         }
         self.flying_bytes += open.bytes;
         self.commit.add(version, &shards);
-        self.flying.push_back(Flying { version, shards, keys, bytes: open.bytes });
+        self.flying.push_back(Flying { version, shards, keys, bytes: open.bytes, asked });
         self.sealed.push_back(Sealed { parts });
         true
     }
@@ -633,6 +640,31 @@ mod tests {
         assert!(c.acked(1, BankId::C, p, &l));
         assert_eq!(c.watermark, v2, "both groups, in order");
         assert_eq!(c.pending(b"a"), None);
+    }
+
+    #[test]
+    fn those_who_sync_gather_while_two_groups_are_on_their_way() {
+        let (l, now) = (Limits::default(), Instant::now());
+        let mut c = core();
+        let mut ask = |c: &mut Core, key: &str| {
+            c.submit(vec![put(0, key, "1")], now).unwrap();
+            c.seal_asked = true;
+            c.wants_seal(&l, now)
+        };
+        assert!(ask(&mut c, "a"));
+        let first = seal(&mut c);
+        assert!(ask(&mut c, "b"));
+        seal(&mut c);
+        assert!(!ask(&mut c, "c"));
+        assert!(!ask(&mut c, "d"));
+        // Nothing waits for ever: the timer sends it, and so does what commits.
+        let late = now + Duration::from_millis(l.group_timer_ms);
+        assert!(c.wants_seal(&l, late));
+        for b in [BankId::A, BankId::B] {
+            let p = at(&c, 0, b, first);
+            c.acked(0, b, p, &l);
+        }
+        assert!(c.wants_seal(&l, now));
     }
 
     #[test]
