@@ -378,17 +378,20 @@ impl Volume for MemoryVolume {
                 (true, Some(next)) => Bound::Excluded((next, Key::new())),
                 (true, None) => Bound::Unbounded,
             };
+            // As over the network: a page is what so many settled records span, and what was
+            // submitted since is laid over it. It may be empty and not the last.
+            let range = (Bound::Included((shard, start)), upper);
             let mut bytes = 0;
-            for ((_, key), value) in
-                state.now.records.range((Bound::Included((shard, start)), upper))
-            {
-                if page.records.len() >= limit.max(1) || bytes >= PAGE_BYTES_MAX {
+            for (n, ((_, key), value)) in state.durable.records.range(range.clone()).enumerate() {
+                if n >= limit.max(1) || bytes >= PAGE_BYTES_MAX {
                     page.next = Some(key.clone());
                     break;
                 }
                 bytes += value.value.len();
-                page.records.push((key.clone(), value.clone()));
             }
+            let ends = |key: &Key| page.next.as_ref().is_some_and(|next| key >= next);
+            let now = state.now.records.range(range).take_while(|((_, key), _)| !ends(key));
+            page.records = now.map(|((_, key), value)| (key.clone(), value.clone())).collect();
             Ok(page)
         })
     }

@@ -124,8 +124,9 @@ pub trait Volume: Send + Sync + 'static {
     /// Values of keys of any shards, in order; `None` = not there.
     fn get(&self, keys: Vec<(u16, Key)>) -> BoxFuture<'_, Result<Vec<Option<Stored>>>>;
 
-    /// Live records of one shard with `start <= key < end` (`end` empty = no end), ascending, at
-    /// most `limit` and about 4 MiB.
+    /// Live records of one shard with `start <= key < end` (`end` empty = no end), ascending: a page
+    /// of at most `limit` settled ones and about 4 MiB, with what this mount has submitted since laid
+    /// over it. So a page may be longer, and one that is empty need not be the last: `next` tells.
     fn scan(&self, shard: u16, start: Key, end: Key, limit: usize) -> BoxFuture<'_, Result<Page>>;
 
     /// Closes the open group and waits until all submitted before the call is durable on two banks.

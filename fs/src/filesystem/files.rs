@@ -4,6 +4,7 @@ use super::drive::Room;
 use super::{
     Attr, Caller, FileSystem, FsError, Ino, Result, SetAttr, SetTime, StatFs, Strip, XattrMode,
 };
+use crate::key::{self, Parsed};
 use crate::limits::{
     COPY_BYTES_MAX, READAHEAD_BYTES_MAX, READAHEAD_BYTES_MIN, RUN_BLOCKS, STATFS_AGE_MS,
     WRITE_BYTES_MAX,
@@ -12,6 +13,7 @@ use crate::ops::{attr, data, xattr};
 use crate::txn::{Held, Miss, Txn, fail};
 use bytes::{Bytes, BytesMut};
 use std::time::{Duration, Instant};
+use voter::volume::Key;
 
 impl FileSystem {
     /// Attributes.
@@ -288,16 +290,28 @@ impl FileSystem {
     async fn next_record(&self, ino: Ino, from: u64, to: u64) -> Result<Option<u64>> {
         let (start, end) = self.geo.keys.blocks(ino, from, to);
         let shards = 0..self.geo.keys.shards();
-        let scans = shards.map(|s| self.volume.scan(s, start.clone(), end.clone(), 1));
-        let mut first = None;
-        for page in futures_util::future::join_all(scans).await {
-            for (key, _) in page?.records {
-                if let Some(crate::key::Parsed::Block { block, .. }) = crate::key::parse(&key) {
-                    first = Some(first.map_or(block, |f: u64| f.min(block)));
+        let found = shards.map(|shard| self.first_block(shard, start.clone(), end.clone()));
+        let found = futures_util::future::try_join_all(found).await?;
+        Ok(found.into_iter().flatten().min())
+    }
+
+    /// The first block of one shard in a range of keys. A page without one need not be the last: what
+    /// it spans may have been deleted by what is still on its way to the banks.
+    async fn first_block(&self, shard: u16, mut start: Key, end: Key) -> Result<Option<u64>> {
+        let mut limit = 1;
+        loop {
+            let page = self.volume.scan(shard, start, end.clone(), limit).await?;
+            for (key, _) in page.records {
+                if let Some(Parsed::Block { block, .. }) = key::parse(&key) {
+                    return Ok(Some(block));
                 }
             }
+            match page.next {
+                Some(next) => start = next,
+                None => return Ok(None),
+            }
+            limit = (limit * 4).min(RUN_BLOCKS as usize);
         }
-        Ok(first)
     }
 
     /// Copies bytes between files; may copy less than asked for (at most 16 MiB at once).
