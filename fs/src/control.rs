@@ -64,6 +64,11 @@ pub enum Ask {
         /// Shard, or all of the bank that are not up to date.
         shard: Option<u16>,
     },
+    /// Change the options of the mount.
+    Remount {
+        /// All of them, as they shall be.
+        flags: crate::mount::MountFlags,
+    },
     /// Write back everything, unmount, release the volume.
     Unmount {
         /// Detach at once though files are open.

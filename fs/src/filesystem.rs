@@ -48,8 +48,8 @@ impl Default for FormatOptions {
 pub struct FsOptions {
     /// Bounds of the caches.
     pub caches: CacheLimits,
-    /// Update access times as `relatime` does (else never).
-    pub relatime: bool,
+    /// When reading updates access times.
+    pub atime: Atime,
     /// Reclaim and read ahead in tasks of the current tokio runtime. Without it [`FileSystem`]
     /// does nothing on its own (deterministic tests call [`FileSystem::reclaim_all`]).
     pub background: bool,
@@ -62,7 +62,7 @@ impl Default for FsOptions {
     fn default() -> Self {
         Self {
             caches: CacheLimits::default(),
-            relatime: true,
+            atime: Atime::default(),
             background: true,
             opens_are_told: true,
         }
@@ -106,6 +106,11 @@ impl FileSystem {
     #[must_use]
     pub fn referenced(&self) -> Vec<Ino> {
         self.state.lock().refs.keys().copied().collect()
+    }
+
+    /// From now on, reading updates access times so.
+    pub fn set_atime(&self, atime: Atime) {
+        self.state.lock().atime = atime;
     }
 
     /// Forgets all that can be read again (tests; nothing is lost by it).

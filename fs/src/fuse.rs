@@ -11,122 +11,41 @@
 //! mount that was fenced, and lseek (see there). Else this mount is the only writer, and repair never
 //! changes what a file holds.
 
+mod asker;
 mod convert;
 mod dispatch;
 mod kernel;
+mod listing;
 mod privileges;
+mod replies;
+mod session;
 
-pub use kernel::MountFlags;
+pub use session::{KernelCache, Serving, Setup, serve};
 
 use crate::config::MountLimits;
-use crate::filesystem::{Caller, FileSystem, FsError, Kind, SetAttr, Strip, XattrMode};
-use crate::metrics::{Ending, Metrics, Operation};
+use crate::filesystem::{FileSystem, FsError, Kind, SetAttr, Strip, XattrMode};
+use crate::metrics::{Ending, Operation};
 use bytes::Bytes;
-use convert::{bare, caller, file_attr, file_type, perm_of_mode, set_time, timespec};
+use convert::{
+    bare, caller, file_attr, file_type, handle_flags, name, perm_of_mode, set_time, timespec,
+};
 use dispatch::{Dispatch, ErrorLog};
 use fuser::{
     BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation,
-    INodeNo, IoctlFlags, KernelConfig, LockOwner, Notifier, OpenFlags, PollEvents, PollFlags,
-    PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory,
-    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request, Session, TimeOrNow, WriteFlags,
+    INodeNo, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier,
+    RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
+    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite,
+    ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
+use listing::Listing;
+use replies::{attr, empty, entry, sized};
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::path::Path;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
-use tokio::runtime::Handle;
-use tokio::sync::oneshot;
-
-/// Entries of a listing asked for at once: at first, and at most.
-const LISTING_FIRST: usize = 64;
-const LISTING_MAX: usize = 2048;
-
-/// Everything a session needs.
-pub struct Setup {
-    /// What to serve.
-    pub fs: Arc<FileSystem>,
-    /// Where; absolute and without symbolic links.
-    pub mountpoint: PathBuf,
-    /// `-o` options.
-    pub flags: MountFlags,
-    /// Sizes and deadlines.
-    pub limits: MountLimits,
-    /// Counters.
-    pub metrics: Arc<Metrics>,
-    /// Runtime for what has to wait.
-    pub runtime: Handle,
-}
-
-/// A mounted filesystem.
-pub struct Serving {
-    /// Hears when the session has ended (because someone unmounted).
-    pub ended: oneshot::Receiver<io::Result<()>>,
-    /// What the kernel remembers of it.
-    pub kernel: KernelCache,
-}
-
-/// What the kernel remembers of a mounted filesystem.
-#[derive(Clone)]
-pub struct KernelCache(Notifier);
-
-impl KernelCache {
-    /// Makes the kernel forget attributes and content of these inodes; it asks again for each. Waits
-    /// for dirty pages to be written (or to fail): never call it where a request waits for the
-    /// caller, and hold nothing.
-    pub fn drop_inodes(&self, inos: &[u64]) {
-        for &ino in inos {
-            if let Err(e) = self.0.inval_inode(INodeNo(ino), 0, 0) {
-                tracing::debug!(ino, "the kernel does not drop an inode: {e}");
-            }
-        }
-    }
-
-    /// Makes the kernel write back what is dirty of an inode from `offset` on, and forget it; as
-    /// careful as [`Self::drop_inodes`].
-    fn write_back(&self, ino: INodeNo, offset: i64) {
-        // An inode that it does not know has nothing dirty.
-        let _ = self.0.inval_inode(ino, offset, 0);
-    }
-}
-
-/// Mounts and starts serving on threads of its own.
-///
-/// # Errors
-/// No /dev/fuse, no permission, or the kernel lacks what is needed.
-pub fn serve(setup: Setup) -> io::Result<Serving> {
-    let root = rustix::process::geteuid().is_root();
-    let config = kernel::session_config(&setup.flags, &setup.limits, root);
-    let adapter = Adapter {
-        dispatch: Dispatch {
-            fs: setup.fs,
-            metrics: setup.metrics,
-            runtime: setup.runtime,
-            deadline: Duration::from_millis(setup.limits.request_deadline_ms.into()),
-            log: Arc::new(ErrorLog::default()),
-        },
-        ttl: Duration::from_secs(setup.limits.attribute_ttl_s.into()),
-        limits: setup.limits.clone(),
-        spared: kernel::Spared::default(),
-        cache: Arc::default(),
-        plain: Listing::default(),
-        plus: Listing::default(),
-    };
-    let cache = adapter.cache.clone();
-    let session = Session::new(adapter, &setup.mountpoint, &config)?;
-    kernel::tune(&setup.mountpoint, &setup.limits);
-    let kernel = KernelCache(session.notifier());
-    let _ = cache.set(kernel.clone());
-    let (ended, receiver) = oneshot::channel();
-    std::thread::Builder::new().name("fuse".into()).spawn(move || {
-        let result = session.run();
-        let _ = ended.send(result);
-    })?;
-    Ok(Serving { ended: receiver, kernel })
-}
 
 /// Serves a [`FileSystem`] to the kernel.
 struct Adapter {
@@ -141,99 +60,45 @@ struct Adapter {
     plus: Listing,
 }
 
-/// How many entries fit into the kernel's buffer. fuser does not tell its size, so it is learned
-/// from the last reply.
-#[derive(Clone)]
-struct Listing(Arc<AtomicUsize>);
-
-impl Default for Listing {
-    fn default() -> Self {
-        Self(Arc::new(AtomicUsize::new(LISTING_FIRST)))
-    }
-}
-
-impl Listing {
-    fn ask(&self) -> usize {
-        self.0.load(Relaxed)
-    }
-
-    /// Of `asked` entries that there were, so many were taken.
-    fn learn(&self, asked: usize, taken: usize) {
-        let next = if taken < asked { taken + 1 } else { asked * 2 };
-        self.0.store(next.clamp(1, LISTING_MAX), Relaxed);
-    }
-}
-
 impl Adapter {
+    fn new(setup: &Setup) -> Self {
+        Self {
+            dispatch: Dispatch {
+                fs: setup.fs.clone(),
+                metrics: setup.metrics.clone(),
+                runtime: setup.runtime.clone(),
+                deadline: Duration::from_millis(setup.limits.request_deadline_ms.into()),
+                log: Arc::new(ErrorLog::default()),
+            },
+            ttl: Duration::from_secs(setup.limits.attribute_ttl_s.into()),
+            limits: setup.limits.clone(),
+            spared: kernel::Spared::default(),
+            cache: Arc::default(),
+            plain: Listing::default(),
+            plus: Listing::default(),
+        }
+    }
+
     fn fs(&self) -> Arc<FileSystem> {
         self.dispatch.fs.clone()
     }
-}
 
-fn name(name: &OsStr) -> Box<[u8]> {
-    name.as_bytes().into()
-}
-
-/// Sends an entry, or the error.
-fn entry(reply: ReplyEntry, ttl: Duration) -> impl FnOnce(Result<crate::filesystem::Attr, Errno>) {
-    move |result| match result {
-        Ok(attr) => reply.entry(&ttl, &file_attr(&attr), Generation(attr.generation)),
-        Err(e) => reply.error(e),
+    /// Last use of a handle.
+    fn close(&self, operation: Operation, req: &Request, fh: FileHandle, reply: ReplyEmpty) {
+        let fs = self.fs();
+        let work = async move {
+            fs.release(fh.0);
+            Ok(())
+        };
+        self.dispatch.run(operation, req, work, empty(reply));
     }
-}
 
-/// Sends attributes, or the error.
-fn attr(reply: ReplyAttr, ttl: Duration) -> impl FnOnce(Result<crate::filesystem::Attr, Errno>) {
-    move |result| match result {
-        Ok(attr) => reply.attr(&ttl, &file_attr(&attr)),
-        Err(e) => reply.error(e),
+    /// fsync, of whatever: all that was handed over before it becomes durable.
+    fn sync(&self, operation: Operation, req: &Request, reply: ReplyEmpty) {
+        let fs = self.fs();
+        let work = async move { fs.sync_all().await };
+        self.dispatch.run(operation, req, work, empty(reply));
     }
-}
-
-/// Sends "done", or the error.
-fn empty(reply: ReplyEmpty) -> impl FnOnce(Result<(), Errno>) {
-    move |result| match result {
-        Ok(()) => reply.ok(),
-        Err(e) => reply.error(e),
-    }
-}
-
-/// Sends the value of an extended attribute by the rules of getxattr(2): its length if `size` is
-/// 0, `ERANGE` if it does not fit.
-fn sized<T: AsRef<[u8]>>(reply: ReplyXattr, size: u32) -> impl FnOnce(Result<T, Errno>) {
-    move |result| match result {
-        Ok(value) => {
-            let value = value.as_ref();
-            let len = u32::try_from(value.len()).unwrap_or(u32::MAX);
-            match size {
-                0 => reply.size(len),
-                _ if len > size => reply.error(Errno::ERANGE),
-                _ => reply.data(value),
-            }
-        }
-        Err(e) => reply.error(e),
-    }
-}
-
-/// With the writeback cache the kernel reads where the application only writes (to fill a page),
-/// and appends by itself.
-fn handle_flags(flags: i32) -> i32 {
-    let flags = flags & !libc::O_APPEND;
-    match flags & libc::O_ACCMODE {
-        libc::O_WRONLY => flags & !libc::O_ACCMODE | libc::O_RDWR,
-        _ => flags,
-    }
-}
-
-/// Clears set-user-id and set-group-id bits if this caller must not keep them; for requests that do
-/// not say so themselves.
-async fn drop_privileges(fs: &FileSystem, ino: u64, caller: Caller) -> Result<(), FsError> {
-    let perm = fs.getattr(ino).await?.perm;
-    if privileges::has_bits(perm) && privileges::must_kill(caller.pid) {
-        let set = SetAttr { kill_suid_gid: true, ..SetAttr::default() };
-        fs.setattr(ino, set, caller).await?;
-    }
-    Ok(())
 }
 
 impl Filesystem for Adapter {
@@ -291,31 +156,18 @@ impl Filesystem for Adapter {
         reply: ReplyAttr,
     ) {
         let (fs, caller) = (self.fs(), caller(req));
-        let work = async move {
-            let mut set = SetAttr {
-                perm: mode.map(perm_of_mode),
-                uid,
-                gid,
-                size,
-                atime: atime.map(set_time),
-                mtime: mtime.map(set_time),
-                ctime: ctime.map(timespec),
-                handle: fh.map(|fh| fh.0),
-                kill_suid_gid: false,
-                silent: false,
-            };
-            if uid.is_some() || gid.is_some() || size.is_some() {
-                let now = fs.getattr(ino.0).await?;
-                // chown(2) and truncate(2) bring the ctime of a regular file, whose times the kernel keeps.
-                set.silent = ctime.is_none() && now.kind == Kind::File;
-                set.kill_suid_gid = size.is_some()
-                    && !set.silent
-                    && now.kind != Kind::Directory
-                    && privileges::has_bits(now.perm)
-                    && privileges::must_kill(caller.pid);
-            }
-            fs.setattr(ino.0, set, caller).await
+        let set = SetAttr {
+            perm: mode.map(perm_of_mode),
+            uid,
+            gid,
+            size,
+            atime: atime.map(set_time),
+            mtime: mtime.map(set_time),
+            ctime: ctime.map(timespec),
+            handle: fh.map(|fh| fh.0),
+            strip: Strip::Nothing,
         };
+        let work = async move { privileges::setattr(&fs, ino.0, set, caller).await };
         self.dispatch.run(Operation::Setattr, req, work, attr(reply, self.ttl));
     }
 
@@ -503,15 +355,13 @@ impl Filesystem for Adapter {
         let data = Bytes::copy_from_slice(data);
         // From the page cache: the kernel sends an fsync by itself where one is due.
         let cached = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
-        let strip = if write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) {
-            Strip::All
-        } else if cached {
-            Strip::Nothing
-        } else {
-            Strip::Capability
-        };
+        let kills = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         let sync = !cached && flags.0 & (libc::O_SYNC | libc::O_DSYNC) != 0;
-        let work = async move { fs.write(ino.0, fh.0, offset, data, strip, sync).await };
+        let caller = caller(req);
+        let work = async move {
+            let strip = privileges::strip_of_write(&fs, ino.0, caller, (kills, cached)).await?;
+            fs.write(ino.0, fh.0, offset, data, strip, sync).await
+        };
         self.dispatch.run(Operation::Write, req, work, move |result| match result {
             Ok(written) => reply.written(u32::try_from(written).unwrap_or(u32::MAX)),
             Err(e) => reply.error(e),
@@ -540,25 +390,18 @@ impl Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        let fs = self.fs();
-        let work = async move {
-            fs.release(fh.0);
-            Ok(())
-        };
-        self.dispatch.run(Operation::Release, req, work, empty(reply));
+        self.close(Operation::Release, req, fh, reply);
     }
 
     fn fsync(
         &self,
         req: &Request,
-        ino: INodeNo,
+        _ino: INodeNo,
         _fh: FileHandle,
-        datasync: bool,
+        _datasync: bool,
         reply: ReplyEmpty,
     ) {
-        let fs = self.fs();
-        let work = async move { fs.fsync(ino.0, datasync).await };
-        self.dispatch.run(Operation::Fsync, req, work, empty(reply));
+        self.sync(Operation::Fsync, req, reply);
     }
 
     fn opendir(&self, req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -587,16 +430,10 @@ impl Filesystem for Adapter {
         let work = async move { fs.readdir(ino.0, offset, false, asked).await };
         self.dispatch.run(Operation::Readdir, req, work, move |result| match result {
             Ok(entries) => {
-                let taken = entries
-                    .iter()
-                    .take_while(|e| {
-                        let name = OsStr::from_bytes(&e.name);
-                        !reply.add(INodeNo(e.ino), e.cookie, file_type(e.kind), name)
-                    })
-                    .count();
-                if entries.len() == asked || taken < entries.len() {
-                    listing.learn(entries.len(), taken);
-                }
+                listing.fill(asked, &entries, |e| {
+                    let name = OsStr::from_bytes(&e.name);
+                    reply.add(INodeNo(e.ino), e.cookie, file_type(e.kind), name)
+                });
                 reply.ok();
             }
             Err(e) => reply.error(e),
@@ -617,21 +454,15 @@ impl Filesystem for Adapter {
         let work = async move { fs.readdir(ino.0, offset, true, asked).await };
         self.dispatch.run(Operation::Readdirplus, req, work, move |result| match result {
             Ok(entries) => {
-                let taken = entries
-                    .iter()
-                    .take_while(|e| {
-                        let name = OsStr::from_bytes(&e.name);
-                        let (attr, generation) = match &e.attr {
-                            Some(attr) => (file_attr(attr), attr.generation),
-                            None => (bare(e.ino, e.kind), 0),
-                        };
-                        let generation = Generation(generation);
-                        !reply.add(INodeNo(e.ino), e.cookie, name, &ttl, &attr, generation)
-                    })
-                    .count();
-                if entries.len() == asked || taken < entries.len() {
-                    listing.learn(entries.len(), taken);
-                }
+                let taken = listing.fill(asked, &entries, |e| {
+                    let name = OsStr::from_bytes(&e.name);
+                    let (attr, generation) = match &e.attr {
+                        Some(attr) => (file_attr(attr), attr.generation),
+                        None => (bare(e.ino, e.kind), 0),
+                    };
+                    let generation = Generation(generation);
+                    reply.add(INodeNo(e.ino), e.cookie, name, &ttl, &attr, generation)
+                });
                 reply.ok();
                 // The kernel has no reference to what it was not handed.
                 for e in entries[taken..].iter().filter(|e| e.attr.is_some()) {
@@ -650,25 +481,18 @@ impl Filesystem for Adapter {
         _flags: OpenFlags,
         reply: ReplyEmpty,
     ) {
-        let fs = self.fs();
-        let work = async move {
-            fs.release(fh.0);
-            Ok(())
-        };
-        self.dispatch.run(Operation::Releasedir, req, work, empty(reply));
+        self.close(Operation::Releasedir, req, fh, reply);
     }
 
     fn fsyncdir(
         &self,
         req: &Request,
-        ino: INodeNo,
+        _ino: INodeNo,
         _fh: FileHandle,
-        datasync: bool,
+        _datasync: bool,
         reply: ReplyEmpty,
     ) {
-        let fs = self.fs();
-        let work = async move { fs.fsyncdir(ino.0, datasync).await };
-        self.dispatch.run(Operation::Fsyncdir, req, work, empty(reply));
+        self.sync(Operation::Fsyncdir, req, reply);
     }
 
     fn statfs(&self, req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
@@ -692,12 +516,15 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let (fs, wanted, value) = (self.fs(), name(wanted), Box::<[u8]>::from(value));
-        let mode = match flags {
-            libc::XATTR_CREATE => XattrMode::Create,
-            libc::XATTR_REPLACE => XattrMode::Replace,
-            _ => XattrMode::Any,
+        let mode = match (flags & libc::XATTR_CREATE != 0, flags & libc::XATTR_REPLACE != 0) {
+            (true, true) => XattrMode::Both,
+            (true, false) => XattrMode::Create,
+            (false, true) => XattrMode::Replace,
+            (false, false) => XattrMode::Any,
         };
-        let work = async move { fs.setxattr(ino.0, &wanted, &value, mode).await };
+        let caller = caller(req);
+        let work =
+            async move { privileges::setxattr(&fs, ino.0, &wanted, &value, mode, caller).await };
         self.dispatch.run(Operation::Setxattr, req, work, empty(reply));
     }
 
@@ -708,8 +535,8 @@ impl Filesystem for Adapter {
     }
 
     fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        let fs = self.fs();
-        let work = async move { fs.listxattr(ino.0).await };
+        let (fs, caller) = (self.fs(), caller(req));
+        let work = async move { privileges::listxattr(&fs, ino.0, caller).await };
         self.dispatch.run(Operation::Listxattr, req, work, sized(reply, size));
     }
 
@@ -732,7 +559,7 @@ impl Filesystem for Adapter {
         let (fs, caller) = (self.fs(), caller(req));
         let work = async move {
             fs.fallocate(ino.0, fh.0, offset, length, mode).await?;
-            drop_privileges(&fs, ino.0, caller).await
+            privileges::content_changed(&fs, ino.0, caller).await
         };
         self.dispatch.run(Operation::Fallocate, req, work, empty(reply));
     }
@@ -784,7 +611,7 @@ impl Filesystem for Adapter {
         let work = async move {
             let copied =
                 fs.copy_file_range(ino_in.0, offset_in, ino_out.0, offset_out, len).await?;
-            drop_privileges(&fs, ino_out.0, caller).await?;
+            privileges::content_changed(&fs, ino_out.0, caller).await?;
             Ok(copied)
         };
         self.dispatch.run(Operation::CopyFileRange, req, work, move |result| match result {
@@ -825,28 +652,5 @@ impl Filesystem for Adapter {
         reply: ReplyIoctl,
     ) {
         reply.error(Errno::ENOTTY);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn handles_can_be_read_and_do_not_append() {
-        let flags = handle_flags(libc::O_WRONLY | libc::O_APPEND | libc::O_SYNC);
-        assert_eq!(flags, libc::O_RDWR | libc::O_SYNC);
-        assert_eq!(handle_flags(libc::O_RDONLY), libc::O_RDONLY);
-    }
-
-    #[test]
-    fn listings_learn_what_fits() {
-        let listing = Listing::default();
-        listing.learn(64, 64);
-        assert_eq!(listing.ask(), 128);
-        listing.learn(128, 90);
-        assert_eq!(listing.ask(), 91);
-        listing.learn(91, 0);
-        assert_eq!(listing.ask(), 1);
     }
 }

@@ -6,7 +6,7 @@ use crate::config::Config;
 use crate::control::{self, ControlError, ProgressSink};
 use crate::daemon::{PidFile, Report, Reporter};
 use crate::filesystem::{FileSystem, FormatOptions, FsOptions};
-use crate::fuse::{self, MountFlags};
+use crate::fuse;
 use crate::metrics::Metrics;
 use crate::session::Session;
 use rustix::mount::UnmountFlags;
@@ -18,6 +18,10 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
+
+mod options;
+
+pub use options::{MountFlags, Wish, remount};
 
 /// Looking at a mountpoint takes no longer, or it is taken for hung.
 const LOOK_DEADLINE: Duration = Duration::from_secs(5);
@@ -302,6 +306,7 @@ pub async fn run(
         backend: backend.clone(),
         metrics: metrics.clone(),
         started: std::time::Instant::now(),
+        flags: parking_lot::Mutex::new(options.flags.clone()),
         unmount_asked,
     });
     // Before mounting: who sees the mount may ask for its status.
@@ -318,6 +323,7 @@ pub async fn run(
     let setup = fuse::Setup {
         fs: fs.clone(),
         mountpoint: mountpoint.clone(),
+        source: source(&config.file),
         flags: options.flags.clone(),
         limits: config.limits.clone(),
         metrics,
@@ -407,7 +413,7 @@ async fn open(
     let sink = ProgressSink::channel(sender);
     let opening = async {
         let backend = Backend::open(config, options, mountpoint, sink).await?;
-        let fs = open_fs(&backend, config).await;
+        let fs = open_fs(&backend, config, &options.flags).await;
         if fs.is_err() {
             backend.close().await;
         }
@@ -432,7 +438,18 @@ async fn open(
     }
 }
 
-async fn open_fs(backend: &Backend, config: &Config) -> Result<Arc<FileSystem>, ControlError> {
+/// The device of a mount: its configuration, as in fstab, so that mount(8) finds back to it for a
+/// remount. Not where that would need escapes that not every reader undoes.
+fn source(config: &Path) -> String {
+    let text = config.to_str().filter(|t| !t.contains([',', ' ', '\t', '\n', '\\']));
+    text.unwrap_or("tercet").to_owned()
+}
+
+async fn open_fs(
+    backend: &Backend,
+    config: &Config,
+    flags: &MountFlags,
+) -> Result<Arc<FileSystem>, ControlError> {
     let volume = backend.volume();
     if backend.is_memory() {
         let owner = FormatOptions {
@@ -445,8 +462,12 @@ async fn open_fs(backend: &Backend, config: &Config) -> Result<Arc<FileSystem>, 
         })?;
     }
     // The FUSE layer spares the kernel the requests for open and release.
-    let options =
-        FsOptions { caches: config.caches, opens_are_told: false, ..FsOptions::default() };
+    let options = FsOptions {
+        caches: config.caches,
+        atime: flags.marks(),
+        opens_are_told: false,
+        ..FsOptions::default()
+    };
     FileSystem::open(volume, options).await.map_err(|e| {
         let hint = "a new volume needs `tercet init` first; `tercet status` shows the banks";
         ControlError::new(1, format!("cannot open the filesystem: {e}"), hint)

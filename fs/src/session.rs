@@ -6,7 +6,7 @@ use crate::config::Config;
 use crate::control::{Answer, Ask, ControlError, Handler, ProgressSink};
 use crate::filesystem::FileSystem;
 use crate::metrics::Metrics;
-use crate::mount;
+use crate::mount::{self, MountFlags};
 use crate::places;
 use serde_json::json;
 use std::future::Future;
@@ -33,6 +33,8 @@ pub struct Session {
     pub metrics: Arc<Metrics>,
     /// When it was mounted.
     pub started: Instant,
+    /// How it is mounted now.
+    pub flags: parking_lot::Mutex<MountFlags>,
     /// Ends the mount.
     pub unmount_asked: mpsc::Sender<()>,
 }
@@ -46,6 +48,7 @@ impl Session {
             "uptime_s": self.started.elapsed().as_secs(),
             "program": env!("CARGO_PKG_VERSION"),
             "memory": self.backend.is_memory(),
+            "flags": *self.flags.lock(),
         })
     }
 
@@ -90,8 +93,31 @@ impl Session {
                 let shards = self.backend.replace(&bank, shard)?;
                 Ok(json!({ "bank": bank, "shards": shards }))
             }
+            Ask::Remount { flags } => self.remount(flags).await,
             Ask::Unmount { lazy } => self.unmount(lazy).await,
         }
+    }
+
+    /// Changes the options of the running mount.
+    async fn remount(&self, flags: MountFlags) -> Answer {
+        let (place, wanted) = (self.mountpoint.clone(), flags.clone());
+        // In a thread: the kernel may write back, through us.
+        let done = tokio::task::spawn_blocking(move || mount::remount(&place, &wanted)).await;
+        if let Err(e) = done.unwrap_or_else(|e| Err(std::io::Error::other(e))) {
+            let shown = self.mountpoint.display();
+            let (what, hint) = match e.raw_os_error() {
+                Some(libc::EBUSY) => {
+                    let users = mount::users(&self.mountpoint);
+                    let by = if users.is_empty() { String::new() } else { format!(" by {users}") };
+                    (format!("{shown} is in use{by}"), "close what is open for writing")
+                }
+                _ => (format!("cannot remount {shown}: {e}"), "remounting needs root"),
+            };
+            return Err(ControlError::new(1, what, hint));
+        }
+        self.fs.set_atime(flags.marks());
+        *self.flags.lock() = flags;
+        Ok(self.about())
     }
 
     /// Tries the unmount here, so that "busy" reaches the one who asked; then ends the mount.

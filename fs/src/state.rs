@@ -4,9 +4,8 @@
 use crate::cache::{Clock, NumberMap, NumberSet};
 use crate::dead::DeadSet;
 use crate::dircache::DirCaches;
-use crate::filesystem::{Ino, StatFs};
+use crate::filesystem::{Atime, FsOptions, Ino, StatFs};
 use crate::key::KeySpace;
-use crate::limits::CacheLimits;
 use crate::name::NameHasher;
 use crate::record::Inode;
 use bytes::Bytes;
@@ -113,6 +112,8 @@ impl ChangeLog {
 
 /// See the module.
 pub(crate) struct State {
+    /// When reading updates access times.
+    pub(crate) atime: Atime,
     /// `None` = known not to exist.
     pub(crate) inodes: Clock<Ino, Option<Inode>>,
     pub(crate) dirs: DirCaches,
@@ -144,8 +145,10 @@ pub(crate) struct State {
 }
 
 impl State {
-    pub(crate) fn new(limits: &CacheLimits, next_ino: u64) -> Self {
+    pub(crate) fn new(options: &FsOptions, next_ino: u64) -> Self {
+        let limits = &options.caches;
         Self {
+            atime: options.atime,
             inodes: Clock::new(limits.inodes),
             dirs: DirCaches::new(limits.dirents),
             blocks: Clock::new(limits.block_bytes),

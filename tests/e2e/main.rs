@@ -13,8 +13,11 @@ mod names;
 mod posix;
 mod rebuild;
 mod refusals;
+mod root;
+mod same;
 mod scripts;
 mod space;
+mod suites;
 mod tools;
 
 /// The promise is that no operation waits for 1 s because of one bank. On a shared two-core machine,

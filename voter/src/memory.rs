@@ -519,12 +519,17 @@ mod tests {
             v.submit(vec![put(k, "x")]).unwrap();
         }
         v.submit(vec![Op { shard: 1, ..put("e", "other shard") }]).unwrap();
+        now(v.sync()).unwrap();
         let page = now(v.scan(0, b"b".to_vec(), Key::new(), 2)).unwrap();
         let keys: Vec<_> = page.records.iter().map(|(k, _)| k[0]).collect();
         assert_eq!((keys, page.next.clone()), (b"bc".to_vec(), Some(b"d".to_vec())));
         let page = now(v.scan(0, page.next.unwrap(), Key::new(), 2)).unwrap();
         assert_eq!((page.records.len(), page.next), (1, None));
         assert_eq!(now(v.scan(0, b"a".to_vec(), b"c".to_vec(), 9)).unwrap().records.len(), 2);
+        // What is submitted is laid over a page of what is settled.
+        v.submit(vec![op("a", Change::Delete), op("b", Change::Delete)]).unwrap();
+        let page = now(v.scan(0, b"a".to_vec(), Key::new(), 2)).unwrap();
+        assert_eq!((page.records.len(), page.next), (0, Some(b"c".to_vec())));
     }
 
     #[test]

@@ -4,8 +4,7 @@ use super::{Bar, OK, Outcome, USAGE, WRONG, say};
 use crate::config::{AutoReplace, Config};
 use crate::control::{self, Ask, ControlError};
 use crate::daemon::{self, Report, Reporter};
-use crate::fuse::MountFlags;
-use crate::mount::{self, MountOptions};
+use crate::mount::{self, MountFlags, MountOptions, Wish};
 use clap::Args;
 use serde_json::Value;
 use std::ffi::OsString;
@@ -34,7 +33,8 @@ pub(super) struct MountArgs {
     /// mount.auto_replace
     #[arg(long, value_name = "true|false")]
     auto_replace: Option<bool>,
-    /// As of mount(8): nodev, nosuid, noexec, allow_other, noallow_other, takeover
+    /// As of mount(8): ro, nodev, nosuid, noexec, sync, noatime, relatime, strictatime, allow_other,
+    /// noallow_other, takeover; with remount: change the mount that is there
     #[arg(short = 'o', value_name = "OPTIONS", value_delimiter = ',')]
     options: Vec<String>,
     /// Report to the process that started this one (used by itself)
@@ -43,39 +43,6 @@ pub(super) struct MountArgs {
     /// Keep everything in memory, with so many shards: measures the mount without banks
     #[arg(long, hide = true, value_name = "SHARDS", num_args = 0..=1, require_equals = true, default_missing_value = "1")]
     memory: Option<u16>,
-}
-
-/// Options that mean nothing to a mount, or nothing here, and are no mistakes.
-const IGNORED: [&str; 20] = [
-    "defaults", "rw", "auto", "noauto", "user", "nouser", "users", "owner", "group", "_netdev",
-    "nofail", "async", "exec", "dev", "suid", "relatime", "atime", "fakefs", "loud", "silent",
-];
-
-fn apply(options: &[String], into: &mut MountOptions) -> Result<(), ControlError> {
-    for option in options.iter().map(String::as_str).filter(|o| !o.is_empty()) {
-        match option {
-            "nodev" => into.flags.nodev = true,
-            "nosuid" => into.flags.nosuid = true,
-            "noexec" => into.flags.noexec = true,
-            "allow_other" => into.flags.allow_other = Some(true),
-            "noallow_other" => into.flags.allow_other = Some(false),
-            "takeover" => into.takeover = true,
-            "ro" | "remount" | "bind" | "noatime" | "sync" | "dirsync" => {
-                let hint = "leave the option out";
-                let what = format!("mount option {option} is not supported yet");
-                return Err(ControlError::new(USAGE, what, hint));
-            }
-            _ if IGNORED.contains(&option)
-                || option.starts_with("x-")
-                || option.starts_with("comment=") => {}
-            _ => {
-                let hint = "`tercet mount --help` lists them";
-                let what = format!("unknown mount option {option}");
-                return Err(ControlError::new(USAGE, what, hint));
-            }
-        }
-    }
-    Ok(())
 }
 
 pub(super) fn mount(config: Config, args: MountArgs) -> Outcome {
@@ -108,13 +75,22 @@ fn mount_or_spawn(mut config: Config, args: &MountArgs, reporter: &mut Reporter)
         let hint = "`tercet mount /mnt/tercet`, or set mount.mountpoint in the configuration";
         ControlError::new(USAGE, "no mountpoint", hint)
     })?;
-    let mut options = MountOptions {
-        mountpoint: std::path::absolute(&mountpoint).unwrap_or(mountpoint),
+    let allow_other = config.mount.allow_other;
+    let mut wish = Wish {
+        flags: MountFlags { allow_other, ..MountFlags::default() },
         takeover: args.takeover,
-        memory: args.memory,
-        flags: MountFlags { allow_other: config.mount.allow_other, ..MountFlags::default() },
+        remount: false,
     };
-    apply(&args.options, &mut options)?;
+    wish.apply(&args.options)?;
+    if wish.remount {
+        return runtime()?.block_on(remount(&config, &mountpoint, &args.options));
+    }
+    let options = MountOptions {
+        mountpoint: std::path::absolute(&mountpoint).unwrap_or(mountpoint),
+        takeover: wish.takeover,
+        memory: args.memory,
+        flags: wish.flags,
+    };
     if options.memory.is_none() {
         // Before anything is started, so that the message is short.
         config.token()?;
@@ -128,6 +104,37 @@ fn mount_or_spawn(mut config: Config, args: &MountArgs, reporter: &mut Reporter)
         return Ok(OK);
     }
     in_background(&config, args, &options)
+}
+
+/// Changes the options of the mount that is there; those that are not mentioned stay.
+async fn remount(config: &Config, mountpoint: &Path, options: &[String]) -> Outcome {
+    let socket = config.control_socket();
+    let about: Value = control::ask(&socket, &Ask::Hello, |_| ()).await?;
+    let at = mounted_at(&about, Some(mountpoint))?;
+    let flags = serde_json::from_value(about["flags"].clone()).map_err(|e| {
+        let hint = "unmount and mount again with this version";
+        ControlError::new(WRONG, format!("the running mount does not tell its options: {e}"), hint)
+    })?;
+    let mut wish = Wish { flags, ..Wish::default() };
+    wish.apply(options)?;
+    let _: Value = control::ask(&socket, &Ask::Remount { flags: wish.flags }, |_| ()).await?;
+    say(&format!("remounted {}", at.display()));
+    Ok(OK)
+}
+
+/// Where the running mount is; an error if another place was named.
+fn mounted_at(about: &Value, named: Option<&Path>) -> Result<PathBuf, ControlError> {
+    let at = PathBuf::from(about["mountpoint"].as_str().unwrap_or_default());
+    let named = named.map(|m| std::path::absolute(m).unwrap_or_else(|_| m.to_owned()));
+    match named.filter(|n| *n != at && n.canonicalize().ok().as_ref() != Some(&at)) {
+        None => Ok(at),
+        Some(named) => {
+            let hint = format!("name {}, or nothing", at.display());
+            let (at, named) = (at.display(), named.display());
+            let what = format!("this configuration is mounted at {at}, not {named}");
+            Err(ControlError::new(USAGE, what, hint))
+        }
+    }
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime, ControlError> {
@@ -196,13 +203,7 @@ pub(super) async fn umount(config: &Config, mountpoint: Option<&Path>, lazy: boo
             return Ok(OK);
         }
     };
-    let at = PathBuf::from(about["mountpoint"].as_str().unwrap_or_default());
-    if let Some(named) = named.filter(|n| *n != at && n.canonicalize().ok().as_ref() != Some(&at)) {
-        let hint = format!("`tercet umount {}`", at.display());
-        let what =
-            format!("this configuration is mounted at {}, not {}", at.display(), named.display());
-        return Err(ControlError::new(USAGE, what, hint));
-    }
+    let at = mounted_at(&about, mountpoint)?;
     let bar = Bar::new(false);
     let _: Value = control::ask(&socket, &Ask::Unmount { lazy }, |p| bar.show(&p)).await?;
     drop(bar);
@@ -216,11 +217,15 @@ pub(super) async fn umount(config: &Config, mountpoint: Option<&Path>, lazy: boo
     Ok(OK)
 }
 
+/// Names under which mount(8) looks for us: by the type in fstab, and by the type in mountinfo (for
+/// `mount -o remount,... MOUNTPOINT`).
+const HELPERS: [&str; 2] = ["mount.tercet", "mount.fuse.tercet"];
+
 /// `mount -t tercet CONFIG MOUNTPOINT` calls `mount.tercet CONFIG MOUNTPOINT [-sfnv] [-o OPTIONS]`:
 /// the words of our own command line for that, if this is how we were called.
 pub(super) fn as_mount_helper(args: &[OsString]) -> Option<Result<Vec<OsString>, ControlError>> {
     let name = Path::new(args.first()?).file_name()?.to_str()?;
-    (name == "mount.tercet").then(|| translate(&args[1..]))
+    HELPERS.contains(&name).then(|| translate(&args[1..]))
 }
 
 fn translate(args: &[OsString]) -> Result<Vec<OsString>, ControlError> {
@@ -280,16 +285,5 @@ mod tests {
         assert_eq!(words, ["tercet", "--config", "/etc/t.toml", "mount", "/srv", "-o", "rw,nodev"]);
         assert_eq!(helper(&["mount.tercet", "/etc/t.toml"]).unwrap().unwrap_err().code, USAGE);
         assert!(helper(&["mount.tercet", "a", "b", "-x"]).unwrap().is_err());
-    }
-
-    #[test]
-    fn mount_options_are_understood_ignored_or_refused() {
-        let list = |text: &str| text.split(',').map(str::to_owned).collect::<Vec<_>>();
-        let mut options = MountOptions::default();
-        apply(&list("rw,_netdev,x-systemd.after=a,nodev,allow_other"), &mut options).unwrap();
-        assert!(options.flags.nodev && !options.flags.nosuid);
-        assert_eq!(options.flags.allow_other, Some(true));
-        assert!(apply(&list("ro"), &mut options).unwrap_err().message.contains("ro"));
-        assert!(apply(&list("frobnicate"), &mut options).is_err());
     }
 }

@@ -72,8 +72,7 @@ impl FileSystem {
     /// `EISDIR`, `EINVAL`, `ESTALE`, `EIO`.
     pub async fn read(&self, ino: Ino, handle: u64, offset: u64, size: u32) -> Result<Vec<Bytes>> {
         self.follow(ino, handle, offset, u64::from(size));
-        let relatime = self.options.relatime;
-        self.run(Room::None, |t| data::read(t, ino, offset, size, relatime)).await
+        self.run(Room::None, |t| data::read(t, ino, offset, size)).await
     }
 
     /// Notes where a handle reads; reads ahead of one that goes straight on.

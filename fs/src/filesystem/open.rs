@@ -81,7 +81,7 @@ impl FileSystem {
             Superblock::read(&superblock.value, volume.id()).map_err(FsError::corrupt)?;
         let counter = counter.ok_or_else(|| FsError::corrupt("the inode counter is missing"))?;
         let counter = Counter::from_bytes(&counter.value)?;
-        let mut state = State::new(&options.caches, counter.next);
+        let mut state = State::new(&options, counter.next);
         for shard in 0..keys.shards() {
             load_marks(&*volume, keys, shard, &mut state).await?;
         }

@@ -106,24 +106,21 @@ pub struct SetAttr {
     pub ctime: Option<Timespec>,
     /// The open handle it goes through, if any.
     pub handle: Option<u64>,
-    /// Clear suid/sgid/capabilities (FUSE_HANDLE_KILLPRIV_V2).
-    pub kill_suid_gid: bool,
-    /// It is not chown(2) or truncate(2), which bring their ctime, but a truncation that changes nothing,
-    /// or a filesystem on top of this one (overlayfs) that gives its copy the attributes of the
-    /// original, in the order xattrs, size, mode, owner: takes nothing away, leaves ctime alone.
-    pub silent: bool,
+    /// What this takes away.
+    pub strip: Strip,
 }
 
-/// What a write takes away from its file.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// What a change takes away from a file. Never anything from a directory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Strip {
-    /// Nothing: it comes from the page cache. The kernel took away what was due when the program
-    /// wrote; what was set since is there to stay.
+    /// Nothing. For a write: it comes from the page cache; the kernel took away what was due when the
+    /// program wrote, and what was set since is there to stay.
+    #[default]
     Nothing,
-    /// File capabilities: a write by somebody who may keep set-user-id and set-group-id bits.
+    /// File capabilities: it is done by somebody who may keep set-user-id and set-group-id bits.
     Capability,
-    /// Those bits too.
-    All,
+    /// Those and these bits of the mode.
+    Bits(u16),
 }
 
 /// One entry of a directory listing.
@@ -158,6 +155,18 @@ pub struct StatFs {
     pub namelen: u32,
 }
 
+/// When reading marks a file as read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize, serde::Deserialize)]
+pub enum Atime {
+    /// Never (`noatime`).
+    Never,
+    /// When it was changed since, or the mark is older than a day (`relatime`).
+    #[default]
+    Relative,
+    /// Always (`strictatime`).
+    Strict,
+}
+
 /// How a name that exists is treated by `setxattr`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum XattrMode {
@@ -167,6 +176,8 @@ pub enum XattrMode {
     Create,
     /// XATTR_REPLACE.
     Replace,
+    /// Both, which never works: each gives its error.
+    Both,
 }
 
 /// What callers hold valid, and for how long (the mount is the only writer).

@@ -2,10 +2,26 @@
 
 use crate::filesystem::{Attr, Caller, Kind, SetTime, Timespec};
 use fuser::{Errno, FileAttr, FileType, INodeNo, Request, TimeOrNow};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 pub(super) fn caller(req: &Request) -> Caller {
     Caller { uid: req.uid(), gid: req.gid(), pid: req.pid() }
+}
+
+pub(super) fn name(name: &OsStr) -> Box<[u8]> {
+    name.as_bytes().into()
+}
+
+/// With the writeback cache the kernel reads where the application only writes (to fill a page),
+/// and appends by itself.
+pub(super) fn handle_flags(flags: i32) -> i32 {
+    let flags = flags & !libc::O_APPEND;
+    match flags & libc::O_ACCMODE {
+        libc::O_WRONLY => flags & !libc::O_ACCMODE | libc::O_RDWR,
+        _ => flags,
+    }
 }
 
 pub(super) fn errno(errno: i32) -> Errno {
@@ -137,5 +153,12 @@ mod tests {
     #[test]
     fn permissions_leave_the_type_behind() {
         assert_eq!(perm_of_mode(0o104_755), 0o4755);
+    }
+
+    #[test]
+    fn handles_can_be_read_and_do_not_append() {
+        let flags = handle_flags(libc::O_WRONLY | libc::O_APPEND | libc::O_SYNC);
+        assert_eq!(flags, libc::O_RDWR | libc::O_SYNC);
+        assert_eq!(handle_flags(libc::O_RDONLY), libc::O_RDONLY);
     }
 }

@@ -3,6 +3,8 @@
 //! accepts some capabilities that it does not implement.
 
 use crate::config::MountLimits;
+use crate::filesystem::Atime;
+use crate::mount::MountFlags;
 use fuser::{Config, InitFlags, KernelConfig, MountOption, SessionACL};
 use std::path::Path;
 use std::time::Duration;
@@ -76,31 +78,31 @@ pub(super) fn negotiate(config: &mut KernelConfig, limits: &MountLimits) -> Spar
     }
 }
 
-/// Extra mount flags from `-o` of mount(8).
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct MountFlags {
-    /// `nodev`
-    pub nodev: bool,
-    /// `nosuid`
-    pub nosuid: bool,
-    /// `noexec`
-    pub noexec: bool,
-    /// Other users may enter; `None` = root lets them, others do not.
-    pub allow_other: Option<bool>,
-}
-
 /// Options of the mount and of fuser's session.
-pub(super) fn session_config(flags: &MountFlags, limits: &MountLimits, root: bool) -> Config {
+pub(super) fn session_config(
+    source: &str,
+    flags: &MountFlags,
+    limits: &MountLimits,
+    root: bool,
+) -> Config {
     let mut config = Config::default();
     config.mount_options = vec![
-        MountOption::FSName("tercet".into()),
+        MountOption::FSName(source.into()),
         // fuser keeps its own `Subtype` from the kernel when it mounts without the helper.
         MountOption::CUSTOM("subtype=tercet".into()),
         // The kernel checks permissions; nothing is checked again here.
         MountOption::DefaultPermissions,
     ];
-    if flags.noexec {
-        config.mount_options.push(MountOption::NoExec);
+    for (on, option) in [
+        (flags.read_only, MountOption::RO),
+        (flags.noexec, MountOption::NoExec),
+        (flags.sync, MountOption::Sync),
+        // For whoever looks; the kernel leaves access times of FUSE files alone.
+        (flags.atime == Atime::Never, MountOption::NoAtime),
+    ] {
+        if on {
+            config.mount_options.push(option);
+        }
     }
     // Only root may ask for these two; containers' root filesystems need them.
     if root && !flags.nodev {
@@ -153,15 +155,15 @@ mod tests {
     #[test]
     fn root_gets_devices_and_suid_others_do_not() {
         let limits = MountLimits::default();
-        let root = session_config(&MountFlags::default(), &limits, true);
+        let root = session_config("t", &MountFlags::default(), &limits, true);
         assert!(root.mount_options.contains(&MountOption::Dev));
         assert!(root.mount_options.contains(&MountOption::Suid));
         assert_eq!(root.acl, SessionACL::All);
-        let user = session_config(&MountFlags::default(), &limits, false);
+        let user = session_config("t", &MountFlags::default(), &limits, false);
         assert!(!user.mount_options.contains(&MountOption::Suid));
         assert_eq!(user.acl, SessionACL::Owner);
         let flags = MountFlags { nodev: true, nosuid: true, ..MountFlags::default() };
-        let careful = session_config(&flags, &limits, true);
+        let careful = session_config("t", &flags, &limits, true);
         assert!(!careful.mount_options.contains(&MountOption::Dev));
     }
 

@@ -2,7 +2,7 @@
 
 use crate::acl::{self, Acl};
 use crate::errno::FsError;
-use crate::filesystem::{Attr, Ino, Kind, SetAttr, SetTime, Timespec};
+use crate::filesystem::{Attr, Ino, Kind, SetAttr, SetTime, Strip, Timespec};
 use crate::record::{Inode, inode_flags};
 use crate::txn::{Done, Txn, fail};
 
@@ -25,11 +25,8 @@ pub(crate) fn setattr(t: &mut Txn<'_>, ino: Ino, set: &SetAttr) -> Done<Attr> {
             f.inode.mtime = t.now;
         }
     }
-    let owned = set.uid.is_some() || set.gid.is_some();
-    if kind != Kind::Directory && (owned && !set.silent || set.kill_suid_gid) {
-        drop_privileges(t, ino, &mut f.inode)?;
-    } else if set.size.is_some() && !set.silent {
-        drop_capability(t, ino, &mut f.inode)?;
+    if kind != Kind::Directory {
+        strip(t, ino, &mut f.inode, set.strip)?;
     }
     let inode = &mut f.inode;
     inode.uid = set.uid.unwrap_or(inode.uid);
@@ -44,7 +41,7 @@ pub(crate) fn setattr(t: &mut Txn<'_>, ino: Ino, set: &SetAttr) -> Done<Attr> {
     };
     inode.atime = set.atime.map_or(inode.atime, |x| at(x, t.now));
     inode.mtime = set.mtime.map_or(inode.mtime, |x| at(x, t.now));
-    inode.ctime = set.ctime.unwrap_or(if set.silent { inode.ctime } else { t.now });
+    inode.ctime = set.ctime.unwrap_or(t.now);
     let attr = t.attr(ino, inode);
     t.put_inode(ino, f.inode);
     Ok(attr)
@@ -64,12 +61,12 @@ fn chmod_acl(t: &mut Txn<'_>, ino: Ino, inode: &mut Inode) -> Done<()> {
     t.set_xattr(ino, inode, acl::ACCESS, Some(list.to_bytes()))
 }
 
-/// What chown and a write by others do: suid goes, sgid goes if the group may execute (without, it
-/// is the old mark of mandatory locks), capabilities go.
-pub(crate) fn drop_privileges(t: &mut Txn<'_>, ino: Ino, inode: &mut Inode) -> Done<()> {
-    inode.perm &= !0o4000;
-    if inode.perm & 0o010 != 0 {
-        inode.perm &= !0o2000;
+/// Takes away what is due.
+pub(crate) fn strip(t: &mut Txn<'_>, ino: Ino, inode: &mut Inode, strip: Strip) -> Done<()> {
+    match strip {
+        Strip::Nothing => return Ok(()),
+        Strip::Capability => {}
+        Strip::Bits(bits) => inode.perm &= !bits,
     }
     drop_capability(t, ino, inode)
 }

@@ -1,9 +1,9 @@
 //! File content: open, read, write, truncate, punch. A block is kept without trailing zeros, a
 //! block of zeros has no record, and records in dead ranges do not count (see `dead.rs`).
 
-use super::attr::{drop_capability, drop_privileges};
+use super::attr::drop_capability;
 use crate::dead::Under;
-use crate::filesystem::{Attr, Ino, Kind, Strip};
+use crate::filesystem::{Atime, Attr, Ino, Kind, Strip};
 use crate::limits::{ATIME_AGE_S, FILE_SIZE_MAX, TRIM_INLINE_BLOCKS};
 use crate::record::inode_flags::SHRUNK;
 use crate::span::{blank, overlay, spans, trim};
@@ -35,13 +35,7 @@ pub(crate) fn open(t: &mut Txn<'_>, ino: Ino, flags: i32) -> Done<(Attr, u64)> {
 }
 
 /// Reads; the pieces together are the bytes, shorter only at the end of the file.
-pub(crate) fn read(
-    t: &mut Txn<'_>,
-    ino: Ino,
-    offset: u64,
-    size: u32,
-    relatime: bool,
-) -> Done<Vec<Bytes>> {
+pub(crate) fn read(t: &mut Txn<'_>, ino: Ino, offset: u64, size: u32) -> Done<Vec<Bytes>> {
     let f = t.file(ino)?;
     let len = u64::from(size).min(f.base.size.saturating_sub(offset)) as usize;
     let mut out = Vec::with_capacity(len / t.geo.block_size as usize + 2);
@@ -68,7 +62,12 @@ pub(crate) fn read(
     let stale = f.base.atime <= f.base.mtime
         || f.base.atime <= f.base.ctime
         || t.now.sec - f.base.atime.sec >= ATIME_AGE_S;
-    if relatime && stale && size > 0 {
+    let due = match t.st.atime {
+        Atime::Never => false,
+        Atime::Relative => stale,
+        Atime::Strict => true,
+    };
+    if due && size > 0 {
         let mut inode = f.inode;
         inode.atime = t.now;
         t.put_inode(ino, inode);
@@ -120,11 +119,7 @@ pub(crate) fn write(
 /// and ctime of regular files, and sends them when its own are newer than what it sent last. Times set
 /// here, later than the write they belong to, would come to light at the next mount.
 fn touch(t: &mut Txn<'_>, f: &mut FileEdit, strip: Strip) -> Done<()> {
-    match strip {
-        Strip::Nothing => {}
-        Strip::Capability => drop_capability(t, f.ino, &mut f.inode)?,
-        Strip::All => drop_privileges(t, f.ino, &mut f.inode)?,
-    }
+    super::attr::strip(t, f.ino, &mut f.inode, strip)?;
     t.put_inode(f.ino, f.inode.clone());
     Ok(())
 }

@@ -16,9 +16,10 @@ fn check(name: &[u8]) -> Done<()> {
         return Ok(());
     }
     let spaces: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
-    match spaces.iter().any(|s| name.len() > s.len() && name.starts_with(s)) {
-        true => Ok(()),
-        false => fail(libc::EOPNOTSUPP),
+    match spaces.iter().find(|s| name.starts_with(s)) {
+        Some(space) if name.len() > space.len() => Ok(()),
+        Some(_) => fail(libc::EINVAL),
+        None => fail(libc::EOPNOTSUPP),
     }
 }
 
@@ -58,8 +59,8 @@ pub(crate) fn set(
         }
     }
     match (map.contains_key(name), mode) {
-        (true, XattrMode::Create) => return fail(libc::EEXIST),
-        (false, XattrMode::Replace) => return fail(libc::ENODATA),
+        (true, XattrMode::Create | XattrMode::Both) => return fail(libc::EEXIST),
+        (false, XattrMode::Replace | XattrMode::Both) => return fail(libc::ENODATA),
         _ => {}
     }
     let (mut names, mut total) = (name.len() + 1, name.len() + value.len());
@@ -104,7 +105,9 @@ pub(crate) fn remove(t: &mut Txn<'_>, ino: Ino, name: &[u8]) -> Done<()> {
     check(name)?;
     let mut inode = t.inode(ino)?;
     if !t.xattrs(ino, &inode)?.contains_key(name) {
-        return fail(libc::ENODATA);
+        // An access list that says nothing is not stored, so it is there to be removed.
+        let list = name == acl::ACCESS || name == acl::DEFAULT;
+        return if list { Ok(()) } else { fail(libc::ENODATA) };
     }
     t.set_xattr(ino, &mut inode, name, None)?;
     inode.ctime = t.now;

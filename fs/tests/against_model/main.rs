@@ -109,6 +109,9 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// What a change by somebody without privileges takes away.
+const BITS: Strip = Strip::Bits(0o6000);
+
 struct World {
     memory: Arc<MemoryVolume>,
     fs: Arc<FileSystem>,
@@ -290,15 +293,16 @@ impl World {
             Step::Write(f, offset, len, fill) => {
                 let Some(ino) = self.file(f) else { return };
                 let data = pattern(len, fill);
-                let strip = if fill == 3 { Strip::All } else { Strip::Capability };
+                let strip = if fill == 3 { BITS } else { Strip::Capability };
                 let n = fs.write(ino, 0, offset, Bytes::from(data.clone()), strip, false).await;
                 assert_eq!(n.unwrap(), len);
                 self.model.write(ino, offset, &data);
-                self.model.content_changed(ino, strip == Strip::All);
+                self.model.content_changed(ino, strip == BITS);
             }
             Step::Truncate(f, size) => {
                 let Some(ino) = self.file(f) else { return };
-                let set = SetAttr { size: Some(size), ..SetAttr::default() };
+                let strip = Strip::Capability;
+                let set = SetAttr { size: Some(size), strip, ..SetAttr::default() };
                 assert_eq!(fs.setattr(ino, set, ME).await.unwrap().size, size);
                 self.model.nodes.get_mut(&ino).unwrap().data.resize(size as usize, 0);
                 self.model.content_changed(ino, false);
@@ -381,10 +385,11 @@ impl World {
             }
             Step::Chown(f, uid, gid) => {
                 let ino = self.any(f);
-                let set = SetAttr { uid: Some(uid), gid: Some(gid), ..SetAttr::default() };
+                let (uid, gid) = (Some(uid), Some(gid));
+                let set = SetAttr { uid, gid, strip: BITS, ..SetAttr::default() };
                 fs.setattr(ino, set, ME).await.unwrap();
                 let node = self.model.nodes.get_mut(&ino).unwrap();
-                (node.uid, node.gid) = (uid, gid);
+                (node.uid, node.gid) = (uid.unwrap(), gid.unwrap());
                 if node.kind != Kind::Directory {
                     self.model.content_changed(ino, true);
                 }

@@ -242,10 +242,7 @@ impl Model {
         let node = self.at(ino);
         node.xattrs.remove(&b"security.capability"[..]);
         if kill {
-            node.perm &= !0o4000;
-            if node.perm & 0o010 != 0 {
-                node.perm &= !0o2000;
-            }
+            node.perm &= !0o6000;
         }
     }
 
