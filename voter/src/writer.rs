@@ -646,7 +646,7 @@ mod tests {
     fn those_who_sync_gather_while_two_groups_are_on_their_way() {
         let (l, now) = (Limits::default(), Instant::now());
         let mut c = core();
-        let mut ask = |c: &mut Core, key: &str| {
+        let ask = |c: &mut Core, key: &str| {
             c.submit(vec![put(0, key, "1")], now).unwrap();
             c.seal_asked = true;
             c.wants_seal(&l, now)
