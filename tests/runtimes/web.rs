@@ -1,10 +1,10 @@
 //! S2: a document root on the mount, under load.
 
-use crate::in_all_weathers;
 use crate::lab::{Lab, Weather};
+use crate::{REPAIR_MAX, in_all_weathers};
 use cluster::oracle::holdings;
 use cluster::tree::sha256;
-use cluster::{Bank, Random};
+use cluster::{Bank, Random, until};
 use std::time::Duration;
 
 /// nginx and apache on one document root, `$M/site/current`, a link to a version of it; both append to
@@ -126,6 +126,12 @@ fn site(weather: Weather) {
     sh(&lab, "kill $(cat /run/nginx.pid) $(cat /run/apache.pid); while pgrep -x nginx || pgrep -x apache2; do sleep 0.1; done >/dev/null
         ! grep -avE '^(127.0.0.1|::1) .* HTTP/1.[01]\" (200|206) ' $M/nginx.log | head -5 | grep .
         ! grep -avE '^GET /.* HTTP/1.[01]$' $M/apache.log | head -5 | grep .");
+    // What nobody read meanwhile is healed by a refresh.
+    lab.calm_down();
+    let _ = lab.cluster.tercet(&["refresh"]);
+    until(REPAIR_MAX, "what was damaged is healed", || {
+        lab.cluster.bank(Bank::B).iter().all(|node| node.ask(&["verify"]).ok())
+    });
     lab.close(|lab| {
         lab.sh(
             "cd $M/site/v1; sed 's/ /  /' $W/sums | sha256sum --quiet -c; diff -r $M/site/v1 $W/v1",
