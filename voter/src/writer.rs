@@ -197,8 +197,13 @@ impl Shard {
     fn prune(&mut self, replay_bytes: usize) {
         while let Some(front) = self.parts.front() {
             let needed = self.replicas.iter().any(|(_, r)| {
-                self.configuration.stores.0.contains(&Some(r.store))
-                    && r.position.position < front.version
+                if self.configuration.stores.0.contains(&Some(r.store)) {
+                    r.position.position < front.version
+                } else {
+                    // A store that is being filled is in no configuration yet. Without what was not
+                    // yet sent to it, it would have to begin again, and under writes for ever.
+                    r.cursor < front.version && r.health.health() != Health::Down
+                }
             });
             if front.version > self.committed_end || (needed && self.parts_bytes <= replay_bytes) {
                 break;
@@ -665,6 +670,39 @@ mod tests {
             c.acked(0, b, p, &l);
         }
         assert!(c.wants_seal(&l, now));
+    }
+
+    /// It is in no configuration before it is filled; pruned under its feet it would begin again and
+    /// again.
+    #[test]
+    fn parts_are_kept_for_a_store_that_is_being_filled() {
+        let l = Limits::default();
+        let mut c = core();
+        let begin = c.shards[0].chain_end;
+        let filling = &mut c.shards[0].replicas[BankId::C];
+        (filling.store, filling.votes, filling.cursor) = (StoreId([2; 16]), false, begin);
+        filling.health.on(Event::IsFilling, Duration::ZERO);
+        c.submit(vec![put(0, "a", "1")], Instant::now()).unwrap();
+        let v1 = seal(&mut c);
+        for b in [BankId::A, BankId::B] {
+            let p = at(&c, 0, b, v1);
+            c.acked(0, b, p, &l);
+        }
+        assert_eq!(c.watermark, v1, "two voters have it");
+        assert!(c.shards[0].can_replay_from(begin), "it was not sent to the third yet");
+        c.shards[0].replicas[BankId::C].cursor = v1;
+        let p = at(&c, 0, BankId::A, v1);
+        c.acked(0, BankId::A, p, &l);
+        assert!(c.shards[0].parts.is_empty(), "sent, and so not kept");
+        // One that is away is filled from the records when it comes: nothing is kept for it.
+        c.shards[0].replicas[BankId::C].health.on(Event::Unreachable, Duration::ZERO);
+        c.submit(vec![put(0, "a", "2")], Instant::now()).unwrap();
+        let v2 = seal(&mut c);
+        for b in [BankId::A, BankId::B] {
+            let p = at(&c, 0, b, v2);
+            c.acked(0, b, p, &l);
+        }
+        assert!(c.shards[0].parts.is_empty());
     }
 
     #[test]
