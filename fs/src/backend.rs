@@ -120,6 +120,7 @@ impl Backend {
             holder: holder(mountpoint),
             takeover: options.takeover,
             auto_replace: config.mount.auto_replace.0,
+            seed: None,
             progress: Arc::new(move |what: &str| progress.tell(what, 0, 0, "")),
         };
         match Replicated::open(cluster, open).await {

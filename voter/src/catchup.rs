@@ -10,11 +10,12 @@ use crate::read::{self, Voted};
 use crate::shared::Shared;
 use bytes::Bytes;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use storenode::wire::{
     BankId, InstallKind, Key, PerBank, RecordHead, Reply, Request, Role, Status, StoreId, Version,
     VolumeId, digest,
 };
+use tokio::time::Instant;
 
 /// Bytes of values in one page of a delta.
 const PAGE_BYTES: u32 = 4 << 20;
@@ -75,9 +76,7 @@ async fn await_committed(shared: &Arc<Shared>, shard: u16, v: Version) -> Result
     let mut watch = shared.watermark.subscribe();
     let there = async {
         while shared.core.lock().shards[shard as usize].committed_end < v {
-            if watch.changed().await.is_err() {
-                return;
-            }
+            watch.changed().await;
         }
     };
     tokio::time::timeout(shared.limits.bulk_deadline(), there)

@@ -41,6 +41,7 @@ mod link;
 mod read;
 mod repair;
 mod shared;
+mod watched;
 mod writer;
 
 pub use limits::Limits;

@@ -29,6 +29,7 @@ pub(crate) enum End {
 pub(crate) async fn run(shared: Arc<Shared>, shard: u16, bank: BankId) {
     while !shared.stopping() {
         let end = tokio::select! {
+            biased;
             end = session(&shared, shard, bank) => end,
             () = stopped(shared.stop.subscribe()) => End::Stopped,
         };
@@ -37,6 +38,7 @@ pub(crate) async fn run(shared: Arc<Shared>, shard: u16, bank: BankId) {
         }
         let pause = down(&shared, shard, bank, &end);
         tokio::select! {
+            biased;
             () = tokio::time::sleep(pause) => {}
             () = stopped(shared.stop.subscribe()) => return,
         }
@@ -201,6 +203,7 @@ async fn try_session(shared: &Arc<Shared>, shard: u16, bank: BankId) -> Result<(
         std::future::pending::<Result<(), End>>().await
     };
     tokio::select! {
+        biased;
         r = pump(shared, shard, bank, store) => r,
         r = rise => r,
     }
@@ -248,17 +251,7 @@ async fn pump(shared: &Arc<Shared>, shard: u16, bank: BankId, store: StoreId) ->
             ));
         }
         tokio::select! {
-            Some((was_beat, answer)) = flying.next() => {
-                beating &= !was_beat;
-                let p = position_of(answer?.0)?;
-                shared.acked(shard, bank, p);
-                if !flying.is_empty() {
-                    shared.waiting(shard, bank);
-                }
-            }
-            changed = pushed.changed() => {
-                if changed.is_err() { return Err(End::Stopped); }
-            }
+            biased;
             _ = beat.tick(), if !beating => {
                 // A beat is sent even while appends fly: it is what notices a node that hangs.
                 beating = true;
@@ -267,6 +260,15 @@ async fn pump(shared: &Arc<Shared>, shard: u16, bank: BankId, store: StoreId) ->
                 let request = Request::Beat { watermark, release: false };
                 flying.push(send(shared, shard, bank, store, request, vec![], limits.call_deadline(), true));
             }
+            Some((was_beat, answer)) = flying.next() => {
+                beating &= !was_beat;
+                let p = position_of(answer?.0)?;
+                shared.acked(shard, bank, p);
+                if !flying.is_empty() {
+                    shared.waiting(shard, bank);
+                }
+            }
+            () = pushed.changed() => {}
         }
     }
 }

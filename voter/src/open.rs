@@ -8,17 +8,22 @@ use crate::opening::{Choice, Fenced, Plan, Refusal, ShardPlan, ShardTails, choos
 use crate::replicated::{Nodes, OpenOptions};
 use crate::shared::{CheckOrder, RepairOrder, Shared};
 use crate::status::node_statuses;
+use crate::watched::Watched;
 use crate::writer::{Core, Replica, Shard};
 use bytes::Bytes;
 use parking_lot::Mutex;
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
 use storenode::part::{self, PartHead};
 use storenode::wire::{
     BankId, Configuration, Envelope, InstallKind, PerBank, Position, Reply, Request, Role, Status,
     StoreId, Version, VolumeId, WIRE_FORMAT,
 };
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
 
 /// Why a volume cannot be opened or made. Every message says what to do next.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -128,7 +133,9 @@ pub(crate) async fn open(
     limits: Limits,
     options: OpenOptions,
 ) -> Result<(Shared, Orders), OpenError> {
-    let mut opener = Opener { nodes, limits, options, volume: VolumeId::ZERO, epoch: 0, nonce: 0 };
+    let dice = StdRng::seed_from_u64(options.seed.unwrap_or_else(rand::random));
+    let volume = VolumeId::ZERO;
+    let mut opener = Opener { nodes, limits, options, volume, epoch: 0, nonce: 0, dice };
     opener.wait_for_holder().await?;
     // Any step may be repeated: a node that goes away in the middle only costs a new beginning,
     // under a higher epoch.
@@ -159,6 +166,7 @@ struct Opener {
     volume: VolumeId,
     epoch: u64,
     nonce: u64,
+    dice: StdRng,
 }
 
 /// Work for the repair tasks.
@@ -309,7 +317,7 @@ impl Opener {
             let choice = self.choose().await?;
             self.volume = choice.volume;
             self.epoch = choice.epoch;
-            self.nonce = rand::random::<u64>() | 1;
+            self.nonce = self.dice.random::<u64>() | 1;
             let rows = futures_util::future::join_all(choice.shards.iter().enumerate().map(
                 |(shard, c)| {
                     let this = &*self;
@@ -337,7 +345,7 @@ impl Opener {
                 return Ok((choice, rows));
             }
             // Another opener, or a bank that just went: begin again, at a random moment.
-            let pause = 50 + rand::random::<u64>() % 450;
+            let pause = 50 + self.dice.random::<u64>() % 450;
             tokio::time::sleep(Duration::from_millis(pause)).await;
         }
         Err(OpenError::Unavailable("other mounts keep fencing this one; try again later".into()))
@@ -624,14 +632,15 @@ impl Opener {
             auto_replace: self.options.auto_replace,
             replace: Mutex::default(),
             banks: self.nodes.banks,
-            watermark: watch::channel(watermark).0,
-            pushed: watch::channel(0).0,
+            watermark: Watched::new(watermark),
+            pushed: Watched::new(0),
             seal_bell: Notify::new(),
-            stop: watch::channel(false).0,
+            stop: Watched::new(false),
             repairs,
             checks,
             metrics: Metrics::default(),
             started: Instant::now(),
+            turn: AtomicUsize::new(0),
         };
         (shared, Orders { to_repair, to_check })
     }

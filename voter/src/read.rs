@@ -13,11 +13,12 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 use storenode::wire::{
     BankId, Digest, Found, Key, PerBank, RecordHead, Reply, Request, StoreId, Version, digest,
 };
+use tokio::time::Instant;
 
 /// Keys in one request.
 const KEYS_MAX: usize = 1_024;
@@ -67,9 +68,6 @@ pub(crate) fn conclude(answers: &Answers) -> Result<Voted, Verdict> {
         other => Err(other),
     }
 }
-
-/// Where the first ballot goes next, so that the banks share the reading.
-static TURN: AtomicUsize = AtomicUsize::new(0);
 
 /// Votes on keys of one shard that are not pending.
 pub(crate) async fn vote(
@@ -148,7 +146,7 @@ async fn attempt(
     keys: &[Key],
     limit: Instant,
 ) -> Result<Result<Vec<Voted>, NoVerdict>, String> {
-    let (through, readers) = shared.readers(shard, TURN.fetch_add(1, Ordering::Relaxed));
+    let (through, readers) = shared.readers(shard, shared.turn.fetch_add(1, Ordering::Relaxed));
     if readers.len() < 2 {
         return Err(format!("{} of 3 banks are up to date, 2 are needed", readers.len()));
     }
@@ -448,7 +446,7 @@ async fn scan_once(
     limit: usize,
     stop: Instant,
 ) -> Result<Scanned, ScanError> {
-    let (through, readers) = shared.readers(shard, TURN.fetch_add(1, Ordering::Relaxed));
+    let (through, readers) = shared.readers(shard, shared.turn.fetch_add(1, Ordering::Relaxed));
     if readers.len() < 2 {
         return Err(ScanError::Again("two up-to-date banks are needed to list".into()));
     }

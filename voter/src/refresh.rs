@@ -78,6 +78,7 @@ pub(crate) async fn run(shared: Arc<Shared>, kick: Arc<tokio::sync::Notify>) {
     let mut scrubber = Scrubber::default();
     loop {
         tokio::select! {
+            biased;
             () = tokio::time::sleep(interval) => {}
             () = kick.notified() => {}
             () = stopped(shared.stop.subscribe()) => return,

@@ -24,6 +24,7 @@ pub(crate) async fn run(shared: Arc<Shared>, mut orders: mpsc::Receiver<RepairOr
     let mut batch = Vec::new();
     loop {
         let n = tokio::select! {
+            biased;
             n = orders.recv_many(&mut batch, BATCH_MAX) => n,
             () = stopped(shared.stop.subscribe()) => return,
         };
@@ -50,6 +51,7 @@ pub(crate) async fn check_behind(shared: Arc<Shared>, mut orders: mpsc::Receiver
     let mut pace = Pace::new(rate, rate, shared.now());
     loop {
         let order = tokio::select! {
+            biased;
             o = orders.recv() => o,
             () = stopped(shared.stop.subscribe()) => return,
         };

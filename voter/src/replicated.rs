@@ -22,10 +22,11 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use storenode::wire::{BankId, PerBank, Request, StoreId};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 /// Where the nodes are.
 #[derive(Clone, Debug)]
@@ -81,6 +82,8 @@ pub struct OpenOptions {
     pub takeover: bool,
     /// Refill empty, replaced and rolled-back stores without asking.
     pub auto_replace: bool,
+    /// Simulations: nonces and pauses are drawn from this seed instead of the system's randomness.
+    pub seed: Option<u64>,
     /// Told what is being done, for people.
     pub progress: Arc<dyn Fn(&str) + Send + Sync>,
 }
@@ -192,7 +195,7 @@ impl Replicated {
 
     /// When the estimate says "full": lets what is dirty be committed, then asks the banks. True
     /// when `bytes` fit after all.
-    async fn fits_after_all(&self, bytes: usize, limit: tokio::time::Instant) -> bool {
+    async fn fits_after_all(&self, bytes: usize, limit: Instant) -> bool {
         let mut watch = self.shared.watermark.subscribe();
         {
             let mut core = self.shared.core.lock();
@@ -201,8 +204,8 @@ impl Replicated {
         self.shared.seal_bell.notify_one();
         while self.shared.core.lock().dirty_bytes() > 0 {
             match tokio::time::timeout_at(limit, watch.changed()).await {
-                Ok(Ok(())) => {}
-                _ => break,
+                Ok(()) => {}
+                Err(_) => break,
             }
         }
         ask_space(&self.shared).await;
@@ -276,7 +279,7 @@ impl Replicated {
             }
             futures_util::future::join_all(goodbyes).await;
         }
-        self.shared.stop.send_replace(true);
+        self.shared.stop.set(true);
         let tasks = std::mem::take(&mut *self.tasks.lock());
         for t in tasks {
             // A task that panicked has nothing to add.
@@ -294,6 +297,7 @@ async fn watch_progress<T>(
     use std::sync::atomic::Ordering::Relaxed;
     loop {
         tokio::select! {
+            biased;
             r = &mut *work => {
                 progress(p.done.load(Relaxed), p.total.load(Relaxed));
                 return r;
@@ -322,7 +326,7 @@ async fn seal(shared: Arc<Shared>) {
                 add(&shared.metrics.part_bytes, bytes.len());
                 shared.core.lock().push_part(shard, &head, bytes);
             }
-            shared.pushed.send_modify(|n| *n += 1);
+            shared.pushed.modify(|n| *n += 1);
             continue;
         }
         // A due group that finds no room in flight is looked at again when something commits.
@@ -330,6 +334,7 @@ async fn seal(shared: Arc<Shared>) {
             .map_or(Duration::from_secs(3600), |t| t.saturating_duration_since(Instant::now()))
             .max(Duration::from_millis(10));
         tokio::select! {
+            biased;
             () = shared.seal_bell.notified() => {}
             () = tokio::time::sleep(pause) => {}
             () = stopped(shared.stop.subscribe()) => return,
@@ -353,6 +358,7 @@ async fn watch_space(shared: Arc<Shared>) {
         // Near the end look more often.
         let pause = if shared.core.lock().free_bytes < 4 << 30 { 500 } else { 5_000 };
         tokio::select! {
+            biased;
             () = tokio::time::sleep(Duration::from_millis(pause)) => {}
             () = stopped(shared.stop.subscribe()) => return,
         }
@@ -396,7 +402,7 @@ impl Volume for Replicated {
     fn room(&self, bytes: usize) -> BoxFuture<'_, Result<()>> {
         async move {
             let mut watch = self.shared.watermark.subscribe();
-            let limit = tokio::time::Instant::now() + self.shared.limits.room_deadline();
+            let limit = Instant::now() + self.shared.limits.room_deadline();
             loop {
                 self.alive()?;
                 {
@@ -413,8 +419,7 @@ impl Volume for Replicated {
                 }
                 self.shared.seal_bell.notify_one();
                 match tokio::time::timeout_at(limit, watch.changed()).await {
-                    Ok(Ok(())) => {}
-                    Ok(Err(_)) => return Err(VolumeError::Unavailable("closed".into())),
+                    Ok(()) => {}
                     Err(_) => {
                         return Err(VolumeError::Unavailable(
                             "dirty data could not be committed in time".into(),
@@ -442,7 +447,7 @@ impl Volume for Replicated {
 
     fn sync(&self) -> BoxFuture<'_, Result<SyncReceipt>> {
         async move {
-            let limit = tokio::time::Instant::now() + self.shared.limits.sync_deadline();
+            let limit = Instant::now() + self.shared.limits.sync_deadline();
             let mut watch = self.shared.watermark.subscribe();
             let target = {
                 let mut core = self.shared.core.lock();
@@ -453,12 +458,10 @@ impl Volume for Replicated {
             let result = async {
                 loop {
                     self.alive()?;
-                    if watch.borrow_and_update().seq >= target {
+                    if watch.get().seq >= target {
                         break;
                     }
-                    if watch.changed().await.is_err() {
-                        return Err(VolumeError::Unavailable("closed".into()));
-                    }
+                    watch.changed().await;
                 }
                 // Trap 10: a mount that is cut off must not say "durable", even with nothing dirty.
                 while !self.shared.lease_holds() {

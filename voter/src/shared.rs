@@ -5,17 +5,20 @@ use crate::bank::{Bank, BankError};
 use crate::health::{Event, Health};
 use crate::limits::Limits;
 use crate::metrics::Metrics;
+use crate::watched::{Watched, Watcher};
 use crate::writer::Core;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
 use storenode::wire::{
     BankId, Envelope, NodeError, PerBank, Position, Reply, Request, StoreId, Version, VolumeId,
     WIRE_FORMAT,
 };
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
 
 /// A record that some bank holds wrong; the repair task votes on it again and mends it.
 #[derive(Clone, Debug)]
@@ -45,19 +48,21 @@ pub(crate) struct Shared {
     /// By bank, then shard.
     pub(crate) banks: PerBank<Vec<Arc<dyn Bank>>>,
     /// The watermark, for whoever waits for commits.
-    pub(crate) watermark: watch::Sender<Version>,
+    pub(crate) watermark: Watched<Version>,
     /// Counts the parts pushed; links look for work when it moves.
-    pub(crate) pushed: watch::Sender<u64>,
+    pub(crate) pushed: Watched<u64>,
     /// The sealer looks at the open group.
     pub(crate) seal_bell: Notify,
     /// True when the mount closes.
-    pub(crate) stop: watch::Sender<bool>,
+    pub(crate) stop: Watched<bool>,
     /// Bounded; a full queue loses nothing, the next refresh finds the record again.
     pub(crate) repairs: mpsc::Sender<RepairOrder>,
     /// Bounded; what does not fit is left to the scrub.
     pub(crate) checks: mpsc::Sender<CheckOrder>,
     pub(crate) metrics: Metrics,
     pub(crate) started: Instant,
+    /// Where the first ballot of the next read goes, so that the banks share the reading.
+    pub(crate) turn: AtomicUsize,
 }
 
 impl Shared {
@@ -116,7 +121,7 @@ impl Shared {
         }
         drop(core);
         // Wake all who wait; they see the fence.
-        self.watermark.send_modify(|_| {});
+        self.watermark.modify(|_| {});
     }
 
     fn heard(&self, shard: u16, bank: BankId, began: Duration) {
@@ -176,7 +181,7 @@ impl Shared {
             moved.then_some(core.watermark)
         };
         if let Some(w) = moved {
-            self.watermark.send_replace(w);
+            self.watermark.set(w);
             self.seal_bell.notify_one();
         }
     }
@@ -227,12 +232,11 @@ impl Shared {
 
     /// Is the mount closing?
     pub(crate) fn stopping(&self) -> bool {
-        *self.stop.borrow()
+        self.stop.get()
     }
 }
 
 /// Waits until the mount closes.
-pub(crate) async fn stopped(mut stop: watch::Receiver<bool>) {
-    // An error means that the sender is gone: closed as well.
-    let _ = stop.wait_for(|s| *s).await;
+pub(crate) async fn stopped(mut stop: Watcher<bool>) {
+    stop.wait_for(|s| s).await;
 }

@@ -13,12 +13,13 @@ use crate::volume::{Change, Op, Stored, VolumeError};
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use storenode::part::PartHead;
 use storenode::wire::{
     BankId, Configuration, GROUP_BYTES_MAX, Key, OpeningMark, PART_RECORDS_MAX, PerBank, Position,
     StoreId, Version,
 };
+use tokio::time::Instant;
 
 /// What the group being built does to one key.
 #[derive(Debug)]

@@ -96,6 +96,7 @@ impl World {
             holder: "test".into(),
             takeover,
             auto_replace: true,
+            seed: None,
             progress: Arc::new(|_| {}),
         };
         Replicated::open_with(self.as_nodes(), limits(), options).await

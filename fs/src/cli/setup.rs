@@ -59,6 +59,7 @@ pub(super) async fn init(config: &Config, args: &InitArgs) -> Outcome {
         holder: "tercet init".into(),
         takeover: false,
         auto_replace: false,
+        seed: None,
         progress: Arc::new(|what: &str| tracing::info!("{what}")),
     };
     let volume = match Replicated::open(cluster, open).await {

@@ -38,6 +38,27 @@ struct Content {
     durable: Vec<u8>,
     /// Writes since the last sync, in order: a power cut may keep any of them, whole or in part.
     unsynced: Vec<(u64, Vec<u8>)>,
+    /// It was cut since the last sync: the writes alone do not make `durable` equal `live`.
+    cut: bool,
+}
+
+impl Content {
+    fn whole(bytes: Vec<u8>) -> Self {
+        Self { durable: bytes.clone(), live: bytes, ..Self::default() }
+    }
+
+    /// Makes what is live durable, at the cost of what was written since the last sync.
+    fn sync(&mut self) {
+        let writes = std::mem::take(&mut self.unsynced);
+        if std::mem::take(&mut self.cut) {
+            self.durable.clone_from(&self.live);
+            return;
+        }
+        for (offset, bytes) in writes {
+            put(&mut self.durable, offset, &bytes);
+        }
+        self.durable.resize(self.live.len(), 0);
+    }
 }
 
 fn injected() -> io::Error {
@@ -102,6 +123,7 @@ impl MemoryDisk {
         i.drop_unnamed();
         for (name, id) in names {
             let Some(c) = i.files.get_mut(&id) else { continue };
+            c.cut = false;
             for (offset, bytes) in std::mem::take(&mut c.unsynced) {
                 let n = keep(&name, bytes.len()).min(bytes.len());
                 put(&mut c.durable, offset, &bytes[..n]);
@@ -184,9 +206,7 @@ impl MemoryDisk {
         let mut files = BTreeMap::new();
         for id in i.live.values() {
             if let Some(c) = i.files.get(id) {
-                let content =
-                    Content { live: c.live.clone(), durable: c.live.clone(), unsynced: Vec::new() };
-                files.insert(*id, content);
+                files.insert(*id, Content::whole(c.live.clone()));
             }
         }
         Self(Arc::new(Mutex::new(Inner {
@@ -253,9 +273,7 @@ impl Disk for MemoryDisk {
         let id = i.next_file;
         i.next_file += 1;
         i.bytes_written += content.len() as u64;
-        let content =
-            Content { live: content.to_vec(), durable: content.to_vec(), unsynced: Vec::new() };
-        i.files.insert(id, content);
+        i.files.insert(id, Content::whole(content.to_vec()));
         i.live.insert(name.to_owned(), id);
         i.durable.insert(name.to_owned(), id);
         Ok(())
@@ -331,11 +349,12 @@ impl DiskFile for MemoryFile {
             i.syncs += 1;
             let Some(c) = i.files.get_mut(&id) else { return Ok(()) };
             if fail {
+                // The kernel marks the pages clean: they can be read until the power goes, and no
+                // later sync writes them.
                 c.unsynced.clear();
                 return Err(injected());
             }
-            c.unsynced.clear();
-            c.durable = c.live.clone();
+            c.sync();
             Ok(())
         })
     }
@@ -356,6 +375,7 @@ impl DiskFile for MemoryFile {
     fn truncate(&self, len: u64) -> io::Result<()> {
         self.with(|i, id| {
             if let Some(c) = i.files.get_mut(&id) {
+                c.cut |= (len as usize) < c.live.len();
                 c.live.resize(len as usize, 0);
             }
             Ok(())

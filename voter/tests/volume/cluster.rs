@@ -87,6 +87,7 @@ impl Cluster {
             holder: "test".into(),
             takeover: true,
             auto_replace: true,
+            seed: None,
             progress: Arc::new(|_| {}),
         };
         Replicated::open_with(self.address_book(), limits(), options).await

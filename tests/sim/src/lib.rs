@@ -1,0 +1,20 @@
+//! The whole stack in one thread, from a seed: the real voter over real storage nodes, with simulated
+//! network, disks and clock. One seed is one world; the same seed is the same run.
+//!
+//! ```text
+//!   plan.rs    what happens, drawn from the seed: a list of steps, each with its own dice
+//!   life.rs    carries it out against the voter; the history of contents is the oracle
+//!   world.rs   nodes, network, faults; keeps the fault model
+//!   node.rs    one process over one disk      wire.rs   messages: late, lost, twice
+//!   disk.rs    a disk that dies and errs      trace.rs  events and their digest
+//!   run.rs     one world from beginning to end
+//! ```
+
+pub mod disk;
+pub mod life;
+pub mod node;
+pub mod plan;
+pub mod run;
+pub mod trace;
+pub mod wire;
+pub mod world;

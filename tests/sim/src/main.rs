@@ -1,0 +1,187 @@
+//! `sim`: many worlds, one world again, a smaller world.
+
+use clap::{Parser, Subcommand};
+use sim::plan::Plan;
+use sim::run::{Outcome, run};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// Deterministic simulation of tercet: one seed is one world.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// One JSON object per line instead of text.
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run many seeds; those that fail are named with how to see them again.
+    Run {
+        /// How many.
+        #[arg(long, default_value_t = 1000)]
+        seeds: u64,
+        /// The first.
+        #[arg(long, default_value_t = 1)]
+        from: u64,
+        /// Threads; each world has one.
+        #[arg(long, default_value_t = 1)]
+        jobs: usize,
+        /// Stop after so many failures.
+        #[arg(long, default_value_t = 10)]
+        failures: u64,
+        /// Stop after so many minutes, whatever is left.
+        #[arg(long)]
+        minutes: Option<u64>,
+    },
+    /// Run one seed again and print what happens.
+    Replay {
+        /// The seed.
+        seed: u64,
+        /// Only the last so many lines.
+        #[arg(long)]
+        last: Option<usize>,
+        /// Write the voter's and the nodes' own log to stderr (RUST_LOG).
+        #[arg(long)]
+        log: bool,
+    },
+    /// Leave steps out of a seed that fails, as long as it fails; print what is left.
+    Shrink {
+        /// The seed.
+        seed: u64,
+        /// Print the events of the smallest one.
+        #[arg(long)]
+        trace: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let failed = match cli.command {
+        Command::Run { seeds, from, jobs, failures, minutes } => {
+            run_many(cli.json, from, seeds, jobs.max(1), failures, minutes)
+        }
+        Command::Replay { seed, last, log } => replay(cli.json, seed, last, log),
+        Command::Shrink { seed, trace } => shrink(cli.json, seed, trace),
+    };
+    if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+fn tell(json: bool, o: &Outcome) {
+    if json {
+        println!("{}", serde_json::to_string(o).unwrap_or_default());
+    } else {
+        let what = o.failure.as_deref().unwrap_or("nothing wrong");
+        println!(
+            "seed {}: {what}\n  digest {} events {} virtual {} ms",
+            o.seed, o.digest, o.events, o.virtual_ms
+        );
+    }
+}
+
+fn run_many(
+    json: bool,
+    from: u64,
+    seeds: u64,
+    jobs: usize,
+    most: u64,
+    minutes: Option<u64>,
+) -> bool {
+    let began = Instant::now();
+    let limit = minutes.map(|m| Duration::from_secs(60 * m));
+    let [next, done, failed, operations, messages, virtual_ms, told] =
+        [(); 7].map(|()| AtomicU64::new(0));
+    std::thread::scope(|s| {
+        for _ in 0..jobs {
+            s.spawn(|| {
+                loop {
+                    let n = next.fetch_add(1, Ordering::Relaxed);
+                    let late = limit.is_some_and(|l| began.elapsed() > l);
+                    if n >= seeds || late || failed.load(Ordering::Relaxed) >= most {
+                        return;
+                    }
+                    let o = run(&Plan::draw(from + n), false);
+                    done.fetch_add(1, Ordering::Relaxed);
+                    operations.fetch_add(o.operations, Ordering::Relaxed);
+                    messages.fetch_add(o.messages, Ordering::Relaxed);
+                    virtual_ms.fetch_add(o.virtual_ms, Ordering::Relaxed);
+                    if o.failure.is_some() {
+                        failed.fetch_add(1, Ordering::Relaxed);
+                        tell(json, &o);
+                        if !json {
+                            println!("  again: sim replay {0}   smaller: sim shrink {0}", o.seed);
+                        }
+                    }
+                    let second = began.elapsed().as_secs() / 10;
+                    if told.fetch_max(second, Ordering::Relaxed) < second {
+                        let done = done.load(Ordering::Relaxed);
+                        let rate = done as f64 / began.elapsed().as_secs_f64();
+                        eprintln!(
+                            "{done} of {seeds} worlds, {rate:.1}/s, {} failed",
+                            failed.load(Ordering::Relaxed)
+                        );
+                    }
+                }
+            });
+        }
+    });
+    let (done, failed) = (done.into_inner(), failed.into_inner());
+    let seconds = began.elapsed().as_secs_f64();
+    let (operations, messages) = (operations.into_inner(), messages.into_inner());
+    let hours = virtual_ms.into_inner() as f64 / 3.6e6;
+    if json {
+        let all = serde_json::json!({
+            "worlds": done, "from": from, "failed": failed, "seconds": seconds,
+            "worlds_per_s": done as f64 / seconds, "operations": operations,
+            "messages": messages, "virtual_hours": hours,
+        });
+        println!("{all}");
+    } else {
+        println!(
+            "{done} worlds from seed {from}, {failed} failed: {operations} operations, {messages} messages, \
+             {hours:.1} virtual hours in {seconds:.1} s ({:.1} worlds/s)",
+            done as f64 / seconds
+        );
+    }
+    failed > 0
+}
+
+fn replay(json: bool, seed: u64, last: Option<usize>, log: bool) -> bool {
+    if log {
+        tracing_subscriber::fmt()
+            .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+            .with_writer(std::io::stderr)
+            .init();
+    }
+    let plan = Plan::draw(seed);
+    let o = run(&plan, true);
+    show(&o.lines, last);
+    tell(json, &o);
+    o.failure.is_some()
+}
+
+fn show(lines: &[String], last: Option<usize>) {
+    let skip = last.map_or(0, |n| lines.len().saturating_sub(n));
+    lines.iter().skip(skip).for_each(|l| println!("{l}"));
+}
+
+fn shrink(json: bool, seed: u64, trace: bool) -> bool {
+    let plan = Plan::draw(seed);
+    let Some((small, o)) = sim::run::shrink(plan, |p| eprintln!("{} steps", p.steps.len())) else {
+        eprintln!("seed {seed} does not fail");
+        return false;
+    };
+    if trace {
+        show(&o.lines, None);
+    }
+    if !json {
+        println!("shards {} keys {} segments {}", small.shards, small.keys, small.segment_bytes);
+        small.steps.iter().for_each(|s| println!("  {s:?}"));
+    }
+    tell(json, &o);
+    true
+}
