@@ -30,6 +30,8 @@ struct Identity {
     beats: u64,
     /// The state file could not be read or written: the node does not vote.
     failed: Option<String>,
+    /// It could not be written: that is tried again until it works.
+    unsaved: bool,
 }
 
 /// A node. Thread-safe; every call blocks (call it from a blocking thread).
@@ -150,7 +152,13 @@ impl Service {
             disk,
             config,
             engine: RwLock::new(Arc::new(engine)),
-            identity: Mutex::new(Identity { state, attached: 0, beats: 0, failed: trouble }),
+            identity: Mutex::new(Identity {
+                state,
+                attached: 0,
+                beats: 0,
+                failed: trouble,
+                unsaved: false,
+            }),
             delay_ms: AtomicU32::new(0),
             refuse: AtomicBool::new(false),
             uptime_ms: AtomicU64::new(0),
@@ -206,7 +214,7 @@ impl Service {
         let engine = self.engine();
         match request {
             Request::Fence { epoch, nonce, holder } => self.fence(&engine, epoch, nonce, holder),
-            Request::Attach { chain, cut: _ } => self.attach(&engine, e, chain),
+            Request::Attach { chain, cut } => self.attach(&engine, e, chain, cut),
             Request::Append { lens, watermark } => self.append(&engine, e, &lens, watermark, &bulk),
             Request::Install { records, as_of, kind } => {
                 for r in &records {
@@ -485,6 +493,7 @@ impl Service {
     /// The owner calls this about once a second from a thread of its own, again at once while it
     /// answers true: sidecars, compaction. Each call is bounded to about one segment.
     pub fn maintain(&self) -> bool {
+        self.save_again();
         if self.identity.lock().failed.is_some() {
             return false;
         }

@@ -7,7 +7,7 @@ mod support;
 
 use bytes::Bytes;
 use std::sync::Arc;
-use storenode::disk::MemoryDisk;
+use storenode::disk::{Disk as _, MemoryDisk};
 use storenode::offline::Offline;
 use storenode::service::{NodeConfig, OpenError, Service};
 use storenode::wire::*;
@@ -449,6 +449,64 @@ fn a_full_disk_refuses_and_loses_nothing() {
     for s in 1..20 {
         n.write(seq + s, &vec![put(b"again", &[4; 5000])]).unwrap();
     }
+}
+
+/// A state that cannot be written (the disk is full) silences the node, and only for as long.
+#[test]
+fn a_node_that_could_not_write_its_state_votes_again_once_it_can() {
+    let mut n = Node::new(1 << 20);
+    n.write(1, &vec![put(b"a", b"one")]).unwrap();
+    let used = n.disk.space().unwrap();
+    n.disk.set_capacity(Some(used.total_bytes - used.free_bytes));
+    assert!(matches!(n.fence(2), Err(NodeError::Failed { .. })));
+    assert!(n.service.status().failed.is_some(), "it is not known what the next start finds");
+    n.maintain();
+    assert!(n.service.status().failed.is_some(), "still full");
+    n.disk.set_capacity(None);
+    n.maintain();
+    assert_eq!(n.service.status().failed, None);
+    assert_eq!(n.service.status().promise.epoch, 1, "the promise that was refused was not made");
+    n.fence(2).unwrap();
+    let n = n.crash();
+    assert_eq!((n.service.status().promise.epoch, n.position().position), (2, v(1, 1)));
+}
+
+/// What damage took stays known until the node holds it again: an attach that names it, and then a
+/// crash, do not make it absent (trap 5).
+#[test]
+fn what_is_lost_is_told_until_it_is_there_again() {
+    let n = Node::new(1 << 20);
+    let parts: Vec<Bytes> = (1..=3u64)
+        .map(|s| {
+            part(
+                v(1, s),
+                if s == 1 { Version::ZERO } else { v(1, s - 1) },
+                &vec![put(b"a", b"one")],
+            )
+        })
+        .collect();
+    n.append(&parts, Version::ZERO).unwrap();
+    n.tick();
+    // The second part rots; a mark covers it, so it is damaged and not torn.
+    let (name, all) = (n.log_files().remove(0), 2);
+    let log = n.disk.content(&name).unwrap();
+    let starts: Vec<usize> = (0..log.len() - 4).filter(|i| &log[*i..*i + 4] == b"TPRT").collect();
+    assert!(n.disk.flip(&name, starts[all - 1] as u64 + 30, 1));
+    let mut n = n.start();
+    let lost = |n: &Node| n.service.status().damaged_through;
+    assert_eq!((n.position().position, lost(&n)), (v(1, 1), Some(v(1, 3))));
+    n.fence(2).unwrap();
+    // The opener keeps the first two: the third is void, the second is what is lost.
+    n.call(Request::Attach { chain: vec![v(1, 1), v(1, 2)], cut: v(1, 2) }).unwrap();
+    assert_eq!(lost(&n), Some(v(1, 2)));
+    let mut n = n.crash();
+    assert_eq!((n.position().position, lost(&n)), (v(1, 1), Some(v(1, 2))), "not absent");
+    n.fence(3).unwrap();
+    n.call(Request::Attach { chain: vec![v(1, 1), v(1, 2)], cut: v(1, 2) }).unwrap();
+    n.append(&parts[1..2], Version::ZERO).unwrap();
+    assert_eq!((n.position().position, lost(&n)), (v(1, 2), None));
+    let n = n.crash();
+    assert_eq!((n.position().position, lost(&n)), (v(1, 2), None));
 }
 
 #[test]

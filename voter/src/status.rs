@@ -131,21 +131,28 @@ pub(crate) async fn node_statuses(
 /// bank the fullest shard bounds the rest.
 pub(crate) async fn space(banks: &PerBank<Vec<Arc<dyn Bank>>>, shards: u16) -> Option<VolumeSpace> {
     let all = node_statuses(banks, Duration::from_millis(500)).await;
-    let mut per_bank: Vec<(u64, u64, u64)> = all
-        .iter()
-        .filter_map(|(_, nodes)| {
-            let spaces: Option<Vec<_>> =
-                nodes.iter().map(|s| s.as_ref().map(|s| s.space)).collect();
-            let spaces = spaces?;
-            let n = u64::from(shards);
-            let free = spaces.iter().map(|s| s.free_bytes).min()? * n;
-            let capacity = spaces.iter().map(|s| s.capacity_bytes).min()? * n;
-            Some((free, capacity, spaces.iter().map(|s| s.records).sum()))
-        })
-        .collect();
-    per_bank.sort_unstable_by(|a, b| b.cmp(a));
-    let (free_bytes, capacity_bytes, records) = *per_bank.get(1)?;
-    Some(VolumeSpace { capacity_bytes, free_bytes, records })
+    per_shard(&all, shards)
+}
+
+/// In each shard the second most free of its three nodes, since two must hold everything (and in
+/// different shards different banks may be away or full); of the shards the fullest counts, times
+/// their number.
+fn per_shard(all: &PerBank<Vec<Option<Status>>>, shards: u16) -> Option<VolumeSpace> {
+    let n = u64::from(shards);
+    let mut out = VolumeSpace { capacity_bytes: u64::MAX, free_bytes: u64::MAX, records: 0 };
+    for shard in 0..usize::from(shards) {
+        let nodes = all.iter().filter_map(|(_, nodes)| nodes.get(shard)?.as_ref());
+        let mut spaces: Vec<(u64, u64, u64)> = nodes
+            .filter(|s| s.failed.is_none())
+            .map(|s| (s.space.free_bytes, s.space.capacity_bytes, s.space.records))
+            .collect();
+        spaces.sort_unstable_by(|a, b| b.cmp(a));
+        let (free, capacity, records) = *spaces.get(1)?;
+        out.free_bytes = out.free_bytes.min(free.saturating_mul(n));
+        out.capacity_bytes = out.capacity_bytes.min(capacity.saturating_mul(n));
+        out.records += records;
+    }
+    Some(out)
 }
 
 fn without_mount(nodes: &Nodes, all: PerBank<Vec<Option<Status>>>) -> ClusterStatus {

@@ -135,8 +135,8 @@ pub trait Volume: Send + Sync + 'static {
     /// `Unavailable` after the sync deadline: *not known to be durable*; it may still commit.
     fn sync(&self) -> BoxFuture<'_, Result<SyncReceipt>>;
 
-    /// Capacity and free space: of the bank with the second most free space, the least shard times
-    /// the number of shards (two banks must hold everything).
+    /// Capacity and free space: in each shard of the node with the second most free space (two must
+    /// hold everything), of these the least, times the number of shards.
     fn space(&self) -> BoxFuture<'_, Result<VolumeSpace>>;
 
     /// Still the holder? `Err(Fenced)` for good when not.

@@ -246,7 +246,7 @@ pub(crate) struct Core {
     overlay: BTreeMap<Key, Overlaid>,
     /// Closed and not yet encoded, in order.
     pub(crate) sealed: VecDeque<Sealed>,
-    /// Free bytes of the bank with the second most when it was last asked; `u64::MAX` until known.
+    /// Free bytes (see [`crate::volume::Volume::space`]) when they were last asked for; `u64::MAX` until known.
     pub(crate) free_bytes: u64,
     /// Bytes of parts made so far, and when the free space was asked for: what was sent since is not
     /// free any more.

@@ -59,6 +59,8 @@ pub(crate) struct AttachMark {
     pub(crate) epoch: u64,
     pub(crate) void: Vec<Place>,
     pub(crate) high: Version,
+    /// What damage took from the chain may still reach through here: an attach does not heal.
+    pub(crate) lost: Option<Version>,
 }
 /// A catch-up is complete.
 #[derive(Clone, Debug, Encode, Decode)]

@@ -487,6 +487,7 @@ impl Engine {
             Kind::Attach => decode_small::<AttachMark>(&payload).map(|m| {
                 if m.epoch > core.chain.sum.log_epoch && !r.distrust {
                     r.settled(core);
+                    core.lost = m.lost;
                 }
                 core.chain.replay_attach(m.epoch, &m.void, m.high);
             }),

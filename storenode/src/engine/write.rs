@@ -188,17 +188,26 @@ impl Engine {
         Ok(self.position())
     }
 
-    /// Attaches to an epoch (rule 5h, 7): what is not of the chain is void.
+    /// Attaches to an epoch (rule 5h, 7): what is not of the chain is void. `cut` is where the epochs
+    /// before it end.
     pub(crate) fn attach(
         &self,
         tail: &mut Tail,
         epoch: u64,
         chain: &[Version],
+        cut: Version,
     ) -> Result<u64, NodeError> {
         let mark = {
             let core = self.core.lock();
             let void = core.chain.clone().attach(epoch, chain);
-            AttachMark { epoch, void, high: core.chain.sum.high }
+            // Nothing beyond the chain of before is of interest any more. What is of it and was lost
+            // stays lost until this node holds it again, also over a restart.
+            let end = chain.last().copied().unwrap_or_default().max(cut);
+            let lost = match core.lost {
+                Some(lost) if core.chain.sum.log_epoch < epoch => Some(lost.min(end)),
+                lost => lost,
+            };
+            AttachMark { epoch, void, high: core.chain.sum.high, lost }
         };
         let payload = encode_small(&mark);
         let entry = NewEntry::small(Kind::Attach, &payload);
@@ -206,10 +215,7 @@ impl Engine {
         let mut core = self.core.lock();
         // Without the writer lock pending parts can only be applied, and those are not void: this
         // finds the same ones as above.
-        if core.chain.sum.log_epoch < epoch {
-            // The opener has heard of what was lost, and says what stays.
-            core.lost = None;
-        }
+        core.lost = mark.lost;
         core.chain.attach(epoch, chain);
         if !self.apply(&mut core) {
             return Err(self.failure());
@@ -241,7 +247,6 @@ impl Engine {
         let mut core = self.core.lock();
         core.chain.join(at);
         core.chain.learn(reach);
-        core.lost = None;
         if !self.apply(&mut core) {
             return Err(self.failure());
         }

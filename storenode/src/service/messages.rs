@@ -16,13 +16,39 @@ impl Service {
         let mut state = self.identity.lock().state.clone();
         f(&mut state);
         if let Err(e) = state.save(&*self.disk) {
-            // It is not known which state the next start finds: say nothing more until then.
+            // It is not known which state the next start finds: say nothing more until it is.
             let what = format!("writing the state failed: {e}");
-            self.identity.lock().failed = Some(what.clone());
+            let mut i = self.identity.lock();
+            i.failed = Some(what.clone());
+            i.unsaved = true;
             return Err(failed(what));
         }
         self.identity.lock().state = state;
         Ok(())
+    }
+
+    /// After [`Service::change`] failed (a full disk): writes what this process goes by, over whatever
+    /// that left. Once it is durable the node knows again what its next start finds, and votes.
+    pub(super) fn save_again(&self) {
+        if !self.identity.lock().unsaved {
+            return;
+        }
+        let engine = self.engine();
+        let _tail = engine.writer();
+        let mut state = self.identity.lock().state.clone();
+        // Half wiped: the engine is of the old store. A start goes on with that.
+        if state.wiping {
+            return;
+        }
+        // Beyond what the failed attempt may have written.
+        state.sequence += 1;
+        if state.save(&*self.disk).is_ok() {
+            tracing::info!("the state is written again: this node may vote");
+            let mut i = self.identity.lock();
+            i.state = state;
+            i.failed = None;
+            i.unsaved = false;
+        }
     }
 
     pub(super) fn fence(
@@ -61,11 +87,17 @@ impl Service {
         done(Reply::Status(Box::new(self.status())))
     }
 
-    pub(super) fn attach(&self, engine: &Engine, e: &Envelope, mut chain: Vec<Version>) -> Answer {
+    pub(super) fn attach(
+        &self,
+        engine: &Engine,
+        e: &Envelope,
+        mut chain: Vec<Version>,
+        cut: Version,
+    ) -> Answer {
         chain.sort_unstable();
         let mut tail = engine.writer();
         self.gate(e, false)?;
-        let end = engine.attach(&mut tail, e.epoch, &chain)?;
+        let end = engine.attach(&mut tail, e.epoch, &chain, cut)?;
         self.identity.lock().attached = e.epoch;
         drop(tail);
         done(Reply::Position(engine.wait(end)?))
@@ -216,7 +248,6 @@ impl Service {
         let keep_promise = state.volume == Some(volume);
         let new_store =
             if wipe { self.config.new_store(state.store, state.sequence) } else { state.store };
-        tail.closed = true;
         self.change(|s| {
             s.volume = Some(volume);
             s.bank = self.config.bank;
@@ -230,6 +261,7 @@ impl Service {
                 s.promise = Promise::default();
             }
         })?;
+        tail.closed = true;
         let io = |what: &'static str| move |e| failed(format!("{what}: {e}"));
         remove_log(&*self.disk).map_err(io("removing the old log"))?;
         self.change(|s| s.wiping = false)?;
@@ -243,6 +275,7 @@ impl Service {
             let mut i = self.identity.lock();
             i.attached = 0;
             i.failed = None;
+            i.unsaved = false;
         }
         drop(current);
         done(Reply::Status(Box::new(self.status())))
