@@ -18,11 +18,22 @@ pub use types::*;
 use crate::state::{Geometry, State};
 use parking_lot::Mutex;
 use std::sync::{Arc, Weak};
+use std::time::SystemTime;
 use tokio::sync::Notify;
 use voter::volume::Volume;
 
 /// Result of a request.
 pub type Result<T> = std::result::Result<T, FsError>;
+
+/// Tells the time that files are stamped with.
+pub type Clock = fn() -> Timespec;
+
+/// The machine's clock.
+#[must_use]
+pub fn system_clock() -> Timespec {
+    let since = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+    Timespec { sec: since.as_secs() as i64, nsec: since.subsec_nanos() }
+}
 
 /// What `format` makes.
 #[derive(Clone, Copy, Debug)]
@@ -35,11 +46,22 @@ pub struct FormatOptions {
     pub gid: u32,
     /// Permission bits of the root directory.
     pub perm: u16,
+    /// Where time comes from.
+    pub clock: Clock,
+    /// Key of the hash of names; `None` = random, as it should be but in a simulation.
+    pub name_key: Option<[u8; 16]>,
 }
 
 impl Default for FormatOptions {
     fn default() -> Self {
-        Self { block_size: crate::limits::BLOCK_SIZE_DEFAULT, uid: 0, gid: 0, perm: 0o755 }
+        Self {
+            block_size: crate::limits::BLOCK_SIZE_DEFAULT,
+            uid: 0,
+            gid: 0,
+            perm: 0o755,
+            clock: system_clock,
+            name_key: None,
+        }
     }
 }
 
@@ -56,6 +78,8 @@ pub struct FsOptions {
     /// Every open takes a handle, so that an inode without one is not in use. False: the kernel
     /// opens files without asking, and a file is in use until it is forgotten.
     pub opens_are_told: bool,
+    /// Where time comes from.
+    pub clock: Clock,
 }
 
 impl Default for FsOptions {
@@ -65,6 +89,7 @@ impl Default for FsOptions {
             atime: Atime::default(),
             background: true,
             opens_are_told: true,
+            clock: system_clock,
         }
     }
 }

@@ -46,8 +46,8 @@ pub(crate) async fn begin_refill(
     Ok(status_of(reply.0)?)
 }
 
-/// Moves all settled records newer than `from` to a replica, joins it at `joint` (the end of the
-/// chain when parts began to flow to it), and, if it is a new store, makes it a voter.
+/// Moves all settled records newer than `from` to a replica, joins it at `joint` (what was committed
+/// when parts began to flow to it), and, if it is a new store, makes it a voter.
 pub(crate) async fn rise(
     shared: &Arc<Shared>,
     shard: u16,
@@ -58,7 +58,6 @@ pub(crate) async fn rise(
     filling: bool,
 ) -> Result<(), End> {
     let began = Instant::now();
-    await_committed(shared, shard, joint).await?;
     let from = if filling { Version::ZERO } else { from };
     let reach = copy(shared, shard, bank, store, from, filling).await?.max(joint);
     join(shared, shard, bank, store, joint, reach).await?;
@@ -69,19 +68,6 @@ pub(crate) async fn rise(
     let (records, bytes) = shared.core.lock().shards[shard as usize].replicas[bank].moved;
     tracing::info!(%bank, shard, records, bytes, seconds = began.elapsed().as_secs_f32(), filling, "caught up");
     Ok(())
-}
-
-/// Waits until the shard is committed through `v`: its parts are on their way already.
-async fn await_committed(shared: &Arc<Shared>, shard: u16, v: Version) -> Result<(), End> {
-    let mut watch = shared.watermark.subscribe();
-    let there = async {
-        while shared.core.lock().shards[shard as usize].committed_end < v {
-            watch.changed().await;
-        }
-    };
-    tokio::time::timeout(shared.limits.bulk_deadline(), there)
-        .await
-        .map_err(|_| End::Other("the banks that have the data are not enough to commit".into()))
 }
 
 /// Copies page by page; returns the highest version installed.

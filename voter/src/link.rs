@@ -25,9 +25,9 @@ pub(crate) enum End {
     Stopped,
 }
 
-/// Runs until the mount closes.
+/// Runs until the mount closes, or is fenced: whoever took the volume over looks after the nodes now.
 pub(crate) async fn run(shared: Arc<Shared>, shard: u16, bank: BankId) {
-    while !shared.stopping() {
+    while !shared.stopping() && !shared.is_fenced() {
         let end = tokio::select! {
             biased;
             end = session(&shared, shard, bank) => end,
@@ -190,10 +190,12 @@ async fn try_session(shared: &Arc<Shared>, shard: u16, bank: BankId) -> Result<(
         let mut core = shared.core.lock();
         let s = &mut core.shards[shard as usize];
         let replay = !filling && s.can_replay_from(p.position);
-        let end = s.chain_end;
+        // Parts that are not committed are all kept. So what must be copied is settled already, and
+        // this replica may be the very one that what is not committed waits for.
+        let joint = s.committed_end;
         let r = &mut s.replicas[bank];
-        r.cursor = if replay { p.position } else { end };
-        (!replay).then_some((p.position, end))
+        r.cursor = if replay { p.position } else { joint };
+        (!replay).then_some((p.position, joint))
     };
     shared.attached(shard, bank, p);
     let rise = async {

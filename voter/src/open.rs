@@ -220,9 +220,18 @@ impl Opener {
             epoch: self.epoch,
             nonce: self.nonce,
         };
-        self.nodes.banks[bank][shard]
-            .call(envelope, request, bulk, self.limits.bulk_deadline())
-            .await
+        // Every message of an opening may be said again: one that is lost must not cost the whole
+        // deadline, nor a new beginning.
+        let node = &self.nodes.banks[bank][shard];
+        let (mut left, mut patience) = (self.limits.bulk_deadline(), self.limits.call_deadline());
+        loop {
+            let once = patience.min(left);
+            left -= once;
+            match node.call(envelope, request.clone(), bulk.clone(), once).await {
+                Err(BankError::Timeout) if !left.is_zero() => patience *= 2,
+                answer => return answer,
+            }
+        }
     }
 
     fn broken(&self, shard: usize, bank: BankId, e: &BankError) -> OpenError {

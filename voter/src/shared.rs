@@ -124,6 +124,11 @@ impl Shared {
         self.watermark.modify(|_| {});
     }
 
+    /// Did another mount take the volume over?
+    pub(crate) fn is_fenced(&self) -> bool {
+        self.core.lock().fenced.is_some()
+    }
+
     fn heard(&self, shard: u16, bank: BankId, began: Duration) {
         let now = self.now();
         let mut core = self.core.lock();

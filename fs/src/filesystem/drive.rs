@@ -11,15 +11,8 @@ use crate::txn::{Done, Miss, Stop, Txn};
 use bytes::Bytes;
 use std::ops::Deref;
 use std::sync::Arc;
-use std::time::SystemTime;
 use tokio::sync::Notify;
 use tokio::sync::futures::OwnedNotified;
-
-/// The present.
-pub(super) fn now() -> Timespec {
-    let since = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
-    Timespec { sec: since.as_secs() as i64, nsec: since.subsec_nanos() }
-}
 
 /// About what a change of names and inodes writes, bytes.
 const SMALL_BYTES: usize = 1024;
@@ -103,7 +96,7 @@ impl FileSystem {
         if let Some(bytes) = bytes.filter(|&b| !self.volume.has_room(b)) {
             self.volume.room(bytes).await?;
         }
-        let now = now();
+        let now = (self.options.clock)();
         for _ in 0..ATTEMPTS_MAX {
             let (load, flight) = {
                 let mut st = self.state.lock();

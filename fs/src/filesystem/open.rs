@@ -1,6 +1,5 @@
 //! mkfs, and opening what is there.
 
-use super::drive::now;
 use super::{FileSystem, FormatOptions, FsError, FsOptions, Kind, Result};
 use crate::dead::DeadSet;
 use crate::key::{self, KeySpace, Parsed, ROOT};
@@ -32,9 +31,9 @@ impl FileSystem {
             let why = format!("volume {} holds a filesystem already", volume.id());
             return Err(FsError::because(libc::EEXIST, why));
         }
-        let now = now();
-        let superblock =
-            Superblock::new(options.block_size, volume.id(), rand::random::<[u8; 16]>(), now);
+        let now = (options.clock)();
+        let name_key = options.name_key.unwrap_or_else(rand::random);
+        let superblock = Superblock::new(options.block_size, volume.id(), name_key, now);
         let root = Inode {
             kind: Kind::Directory,
             perm: options.perm & 0o7777,

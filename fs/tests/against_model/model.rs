@@ -4,7 +4,7 @@ use fs::filesystem::{Ino, Kind};
 use fs::key::ROOT;
 use std::collections::BTreeMap;
 
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub(crate) struct Node {
     pub(crate) kind: Kind,
     pub(crate) perm: u16,
@@ -37,7 +37,7 @@ impl Node {
     }
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub(crate) struct Model {
     /// All that have a name or are open, by their real number.
     pub(crate) nodes: BTreeMap<Ino, Node>,

@@ -3,7 +3,8 @@
 //!
 //! ```text
 //!   plan.rs    what happens, drawn from the seed: a list of steps, each with its own dice
-//!   life.rs    carries it out against the voter; the history of contents is the oracle
+//!   life.rs    carries it out; the history of contents is the oracle
+//!   work.rs    what a mount is used for: keys.rs, straight on the voter; files.rs, the filesystem
 //!   world.rs   nodes, network, faults; keeps the fault model
 //!   node.rs    one process over one disk      wire.rs   messages: late, lost, twice
 //!   disk.rs    a disk that dies and errs      trace.rs  events and their digest
@@ -11,10 +12,13 @@
 //! ```
 
 pub mod disk;
+pub mod files;
+pub mod keys;
 pub mod life;
 pub mod node;
 pub mod plan;
 pub mod run;
 pub mod trace;
 pub mod wire;
+pub mod work;
 pub mod world;

@@ -1,19 +1,16 @@
-//! One life of a volume: the steps of a plan carried out against the real voter, judged by a history
-//! of contents kept outside.
+//! One life of a volume: the steps of a plan carried out against the real stack, judged by a history of
+//! contents kept outside.
 
 use crate::plan::{Fault, Plan, Step};
 use crate::wire::Weather;
+use crate::work::{Check, Tag, Work};
 use crate::world::{World, limits};
 use parking_lot::Mutex;
-use rand::rngs::StdRng;
-use rand::{RngExt as _, SeedableRng as _};
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
-use storenode::wire::{BankId, Key};
+use storenode::wire::BankId;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
-use voter::volume::{Change, Op, Stored, Volume as _};
 use voter::{OpenError, OpenOptions, Replicated};
 
 /// With at most one bad replica per shard a volume opens within this, virtual time.
@@ -21,15 +18,9 @@ const OPEN_WITHIN: Duration = Duration::from_secs(90);
 /// A replica whose trouble is over is whole within this of a mount's time.
 const WHOLE_WITHIN_MS: u64 = 120_000;
 
-/// Keys and values of all shards.
-pub type Content = BTreeMap<Key, Vec<u8>>;
-
-/// What went wrong; the run ends with it.
-pub type Check<T = ()> = Result<T, String>;
-
 /// Contents after each operation since the last mount; the first is what that mount found.
-pub struct History {
-    states: Vec<Content>,
+pub struct History<W: Work> {
+    states: Vec<W::State>,
     /// Index of the newest content that a sync acknowledged.
     synced: usize,
     /// Set once the next mount has found a content: nothing after it may be acknowledged any more.
@@ -38,26 +29,14 @@ pub struct History {
     wrong: Option<String>,
 }
 
-impl History {
-    fn begin(content: Content) -> Arc<Mutex<Self>> {
+impl<W: Work> History<W> {
+    fn begin(content: W::State) -> Arc<Mutex<Self>> {
         let states = vec![content];
         Arc::new(Mutex::new(Self { states, synced: 0, found: None, wrong: None }))
     }
 
-    fn newest(&self) -> &Content {
+    fn newest(&self) -> &W::State {
         &self.states[self.states.len() - 1]
-    }
-
-    fn push(&mut self, ops: &[Op]) {
-        let mut next = self.newest().clone();
-        for op in ops {
-            match &op.change {
-                Change::Put(v) | Change::PutNew(v) => drop(next.insert(op.key.clone(), v.to_vec())),
-                Change::Delete => drop(next.remove(&op.key)),
-                Change::Retract => {}
-            }
-        }
-        self.states.push(next);
     }
 
     /// A sync that began when the history was `upto` long was acknowledged.
@@ -74,23 +53,23 @@ impl History {
     }
 
     /// The next mount sees this: which of the contents is it?
-    fn judge(&mut self, seen: &Content) -> Check<usize> {
+    fn judge(&mut self, seen: &W::State) -> Check<usize> {
         let Some(found) = self.states.iter().rposition(|s| s == seen) else {
-            let near = brief(&self.states[self.synced]);
+            let near = W::brief(&self.states[self.synced]);
             return Err(format!(
                 "the content found is none that was: {}\nsynced through {} of {}: {near}\nnewest: {}",
-                brief(seen),
+                W::brief(seen),
                 self.synced,
                 self.states.len() - 1,
-                brief(self.newest())
+                W::brief(self.newest())
             ));
         };
         if found < self.synced {
             return Err(format!(
                 "the content found, {found}, is older than what was acknowledged, {}: {}\n{}",
                 self.synced,
-                brief(seen),
-                brief(&self.states[self.synced])
+                W::brief(seen),
+                W::brief(&self.states[self.synced])
             ));
         }
         self.found = Some(found);
@@ -98,31 +77,22 @@ impl History {
     }
 }
 
-/// Keys with the number of the operation that wrote each.
-fn brief(content: &Content) -> String {
-    let one = |(key, value): (&Key, &Vec<u8>)| {
-        let text = String::from_utf8_lossy(&value[value.len().saturating_sub(16)..]).into_owned();
-        format!("{}={}", String::from_utf8_lossy(key), text.trim_start_matches('.'))
-    };
-    content.iter().map(one).collect::<Vec<_>>().join(" ")
-}
-
 /// See the module.
-pub struct Life<'a> {
+pub struct Life<'a, W: Work> {
     plan: &'a Plan,
     /// The nodes and what is wrong with them.
     pub world: Arc<World>,
-    volume: Option<Arc<Replicated>>,
-    history: Arc<Mutex<History>>,
+    mount: Option<(Arc<Replicated>, W)>,
+    history: Arc<Mutex<History<W>>>,
     /// Histories of mounts that were taken over and may still live.
-    ghosts: Vec<(Arc<Replicated>, Arc<Mutex<History>>, JoinHandle<()>)>,
+    ghosts: Vec<(Arc<Replicated>, Arc<Mutex<History<W>>>, JoinHandle<()>)>,
     syncs: Vec<JoinHandle<()>>,
     opened: u64,
     /// Operations submitted and syncs acknowledged, for the report.
     pub operations: u64,
 }
 
-impl<'a> Life<'a> {
+impl<'a, W: Work> Life<'a, W> {
     /// Makes the volume and mounts it.
     ///
     /// # Errors
@@ -133,8 +103,8 @@ impl<'a> Life<'a> {
         let mut life = Self {
             plan,
             world,
-            volume: None,
-            history: History::begin(Content::new()),
+            mount: None,
+            history: History::begin(W::empty()),
             ghosts: Vec::new(),
             syncs: Vec::new(),
             opened: 0,
@@ -144,11 +114,11 @@ impl<'a> Life<'a> {
         Ok(life)
     }
 
-    fn volume(&self) -> Check<&Arc<Replicated>> {
-        self.volume.as_ref().ok_or_else(|| "not mounted".to_owned())
+    fn mounted(&self) -> Check<&(Arc<Replicated>, W)> {
+        self.mount.as_ref().ok_or_else(|| "not mounted".to_owned())
     }
 
-    fn opening(&mut self) -> impl Future<Output = Result<Arc<Replicated>, OpenError>> + use<> {
+    fn opening(&mut self) -> impl Future<Output = Result<Arc<Replicated>, OpenError>> + use<W> {
         self.opened += 1;
         let options = OpenOptions {
             holder: format!("mount {}", self.opened),
@@ -175,10 +145,11 @@ impl<'a> Life<'a> {
                 }
             }
         };
-        let seen = dump(&volume).await?;
+        let work = W::open(self.plan, &volume).await?;
+        let seen = work.dump().await?;
         let found = self.history.lock().judge(&seen)?;
-        self.world.trace.note(format_args!("-- mounted: found {found}: {}", brief(&seen)));
-        self.volume = Some(volume);
+        self.world.trace.note(format_args!("-- mounted: found {found}: {}", W::brief(&seen)));
+        self.mount = Some((volume, work));
         self.history = History::begin(seen);
         Ok(())
     }
@@ -186,70 +157,36 @@ impl<'a> Life<'a> {
     /// The mount dies without a word.
     fn die(&mut self) {
         self.syncs.drain(..).for_each(|s| s.abort());
-        if let Some(volume) = self.volume.take() {
+        if let Some((volume, _)) = self.mount.take() {
             volume.abandon();
         }
     }
 
-    fn ops(&self, dice: u64) -> Vec<Op> {
-        let mut dice = StdRng::seed_from_u64(dice);
-        let mut ops: Vec<Op> = Vec::new();
-        for _ in 0..dice.random_range(1..=4) {
-            let number: u16 = dice.random_range(0..self.plan.keys);
-            let op = self.op(number, &mut dice);
-            if ops.iter().all(|o| o.key != op.key) {
-                ops.push(op);
-            }
-        }
-        ops
-    }
-
-    fn op(&self, number: u16, dice: &mut StdRng) -> Op {
-        // A key belongs to one shard for ever.
-        let shard = number % self.plan.shards;
-        let key = format!("k{number}").into_bytes();
-        let change = if dice.random_ratio(1, 3) {
-            Change::Delete
-        } else {
-            let len = match dice.random_range(0..20) {
-                0 => 40_000,
-                1..=3 => 3_000,
-                _ => 3,
-            };
-            let mut value = vec![b'.'; len];
-            value.extend(format!("{}.{}", self.opened, self.operations).as_bytes());
-            Change::Put(value.into())
-        };
-        Op { shard, key, change }
-    }
-
     async fn submit(&mut self, dice: u64) -> Check {
         self.operations += 1;
-        let ops = self.ops(dice);
-        let volume = self.volume()?;
-        let bytes = 50_000;
-        volume.room(bytes).await.map_err(|e| format!("no room: {e}"))?;
-        volume.submit(ops.clone()).map_err(|e| format!("submit: {e}"))?;
-        self.history.lock().push(&ops);
+        let newest = self.history.lock().newest().clone();
+        let tag = Tag { mount: self.opened, operation: self.operations };
+        let next = self.mounted()?.1.operate(newest, dice, tag).await?;
+        self.history.lock().states.push(next);
         Ok(())
     }
 
     async fn sync(&mut self) -> Check {
         let upto = self.history.lock().states.len() - 1;
-        let done = self.volume()?.sync().await;
+        let done = self.mounted()?.1.sync().await;
         done.map_err(|e| format!("sync: {e}\n{}", self.world.describe()))?;
         self.history.lock().acknowledged(upto);
         Ok(())
     }
 
     fn sync_behind(&mut self) -> Check {
-        let volume = Arc::clone(self.volume()?);
+        let sync = self.mounted()?.1.sync();
         let history = Arc::clone(&self.history);
         let upto = history.lock().states.len() - 1;
         self.syncs.retain(|s| !s.is_finished());
         self.syncs.push(tokio::spawn(async move {
-            match volume.sync().await {
-                Ok(_) => history.lock().acknowledged(upto),
+            match sync.await {
+                Ok(()) => history.lock().acknowledged(upto),
                 Err(e) => {
                     history.lock().wrong.get_or_insert(format!("sync behind: {e}"));
                 }
@@ -259,31 +196,19 @@ impl<'a> Life<'a> {
     }
 
     async fn get(&self, dice: u64) -> Check {
-        let mut dice = StdRng::seed_from_u64(dice);
-        let numbers: Vec<u16> =
-            (0..dice.random_range(1..=5)).map(|_| dice.random_range(0..self.plan.keys)).collect();
-        let key = |n: u16| format!("k{n}").into_bytes();
-        let keys = numbers.iter().map(|n| (n % self.plan.shards, key(*n))).collect();
-        let got = self.volume()?.get(keys).await.map_err(|e| format!("get: {e}"))?;
-        let history = self.history.lock();
-        for (n, got) in numbers.iter().zip(got) {
-            let want = history.newest().get(&key(*n));
-            if got.as_ref().map(|s| &s.value[..]) != want.map(|v| &v[..]) {
-                let (got, want) = (got.map(|s| s.value.to_vec()), want.cloned());
-                let one = |v: Option<Vec<u8>>| {
-                    brief(&v.into_iter().map(|v| (key(*n), v)).collect::<Content>())
-                };
-                return Err(format!("read {:?} and not {:?}", one(got), one(want)));
-            }
-        }
-        Ok(())
+        let want = self.history.lock().newest().clone();
+        self.mounted()?.1.look(&want, dice).await
     }
 
     async fn scan(&self) -> Check {
-        let seen = dump(self.volume()?).await?;
+        let seen = self.mounted()?.1.dump().await?;
         let history = self.history.lock();
         if seen != *history.newest() {
-            return Err(format!("listed {}\nand not {}", brief(&seen), brief(history.newest())));
+            return Err(format!(
+                "listed {}\nand not {}",
+                W::brief(&seen),
+                W::brief(history.newest())
+            ));
         }
         Ok(())
     }
@@ -304,7 +229,7 @@ impl<'a> Life<'a> {
             Step::Get { dice } => self.get(dice).await?,
             Step::Scan => self.scan().await?,
             Step::Pause { ms } => tokio::time::sleep(Duration::from_millis(ms)).await,
-            Step::Refresh => drop(self.volume()?.refresh(|_, _| {}).await),
+            Step::Refresh => drop(self.mounted()?.0.refresh(|_, _| {}).await),
             Step::Strike { shard, bank, fault, for_ms, dice } => {
                 self.world.strike((bank, shard % self.plan.shards), fault, for_ms, dice);
             }
@@ -323,7 +248,7 @@ impl<'a> Life<'a> {
             }
             Step::Remount => {
                 let upto = self.history.lock().states.len() - 1;
-                let volume = self.volume.take().ok_or("not mounted")?;
+                let (volume, _work) = self.mount.take().ok_or("not mounted")?;
                 volume.close().await.map_err(|e| format!("close: {e}"))?;
                 self.history.lock().acknowledged(upto);
                 self.die();
@@ -349,26 +274,22 @@ impl<'a> Life<'a> {
     /// The mount lives on and writes while the next one takes over.
     async fn takeover(&mut self) -> Check {
         self.syncs.drain(..).for_each(|s| s.abort());
-        let old = self.volume.take().ok_or("not mounted")?;
+        let (old, work) = self.mount.take().ok_or("not mounted")?;
         let history = Arc::clone(&self.history);
-        let (volume, log) = (Arc::clone(&old), Arc::clone(&history));
-        let first = self.op(0, &mut StdRng::seed_from_u64(self.operations));
+        let log = Arc::clone(&history);
         let task = tokio::spawn(async move {
             for n in 0..200 {
-                let value = format!("ghost {n}").into_bytes();
-                let op = Op { change: Change::Put(value.into()), ..first.clone() };
+                let newest = log.lock().newest().clone();
+                let Ok(next) = work.haunt(newest, n).await else { return };
                 let upto = {
                     let mut log = log.lock();
-                    if volume.submit(vec![op.clone()]).is_err() {
-                        return;
-                    }
                     // What it writes after the next mount has looked is nobody's any more.
                     if log.found.is_none() {
-                        log.push(&[op]);
+                        log.states.push(next);
                     }
                     log.states.len() - 1 + usize::from(log.found.is_some())
                 };
-                if volume.sync().await.is_ok() {
+                if work.sync().await.is_ok() {
                     log.lock().acknowledged(upto);
                 }
                 tokio::time::sleep(Duration::from_millis(3)).await;
@@ -400,7 +321,7 @@ impl<'a> Life<'a> {
         while self.world.look().is_some() {
             self.look()?;
             if self.world.rots() {
-                self.volume()?.refresh(|_, _| {}).await;
+                self.mounted()?.0.refresh(|_, _| {}).await;
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -422,14 +343,12 @@ impl<'a> Life<'a> {
         }
         self.sync().await?;
         self.scan().await?;
-        self.volume()?.refresh(|_, _| {}).await;
+        self.mounted()?.0.refresh(|_, _| {}).await;
         self.await_equal("at the end").await?;
-        self.volume
-            .take()
-            .ok_or("not mounted")?
-            .close()
-            .await
-            .map_err(|e| format!("close: {e}"))?;
+        let (volume, work) = self.mount.take().ok_or("not mounted")?;
+        work.settle().await?;
+        volume.close().await.map_err(|e| format!("close: {e}"))?;
+        drop(work);
         let upto = self.history.lock().states.len() - 1;
         self.history.lock().acknowledged(upto);
         // Any two banks hold everything.
@@ -456,24 +375,4 @@ impl<'a> Life<'a> {
         }
         Ok(())
     }
-}
-
-/// Everything that a mount sees.
-async fn dump(volume: &Replicated) -> Check<Content> {
-    let mut all = Content::new();
-    for shard in 0..volume.shards() {
-        let mut start = Key::new();
-        loop {
-            let page = volume.scan(shard, start, Key::new(), 7).await;
-            let page = page.map_err(|e| format!("scan of shard {shard}: {e}"))?;
-            all.extend(
-                page.records.into_iter().map(|(k, Stored { value, .. })| (k, value.to_vec())),
-            );
-            match page.next {
-                Some(next) => start = next,
-                None => break,
-            }
-        }
-    }
-    Ok(all)
 }

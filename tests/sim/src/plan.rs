@@ -120,11 +120,22 @@ pub enum Step {
     Takeover,
 }
 
+/// What the mounts of a world are used for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Layer {
+    /// Keys and values, on the voter.
+    Keys,
+    /// Files, on the filesystem core.
+    Files,
+}
+
 /// One world.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// From which it was drawn; also the seed of stores, nonces and of the network.
     pub seed: u64,
+    /// What its mounts are used for.
+    pub layer: Layer,
     /// Shards of the volume.
     pub shards: u16,
     /// Keys in use.
@@ -140,6 +151,7 @@ impl Plan {
     #[must_use]
     pub fn draw(seed: u64) -> Self {
         let mut dice = StdRng::seed_from_u64(seed);
+        let layer = *pick(&mut dice, &[Layer::Keys, Layer::Keys, Layer::Files]);
         let shards = *pick(&mut dice, &[1, 1, 2, 2, 3]);
         let keys = *pick(&mut dice, &[3, 12, 12, 40]);
         let segment_bytes = *pick(&mut dice, &[4 << 10, 32 << 10, 256 << 10]);
@@ -147,7 +159,7 @@ impl Plan {
         // Some worlds are calm, some see a fault every few steps.
         let faults = *pick(&mut dice, &[4, 10, 10, 25]);
         let steps = (0..n).map(|_| step(&mut dice, faults)).collect();
-        Self { seed, shards, keys, segment_bytes, steps }
+        Self { seed, layer, shards, keys, segment_bytes, steps }
     }
 }
 

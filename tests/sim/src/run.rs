@@ -1,8 +1,11 @@
 //! One world from beginning to end.
 
+use crate::files::Files;
+use crate::keys::Keys;
 use crate::life::Life;
-use crate::plan::Plan;
+use crate::plan::{Layer, Plan};
 use crate::trace::Trace;
+use crate::work::{Check, Work};
 use crate::world::World;
 use serde::Serialize;
 use std::cell::RefCell;
@@ -50,6 +53,27 @@ fn keep_panics() {
     });
 }
 
+#[derive(Default)]
+struct Progress {
+    operations: u64,
+    at_step: Option<usize>,
+}
+
+async fn live<W: Work>(plan: &Plan, world: &Arc<World>, progress: &mut Progress) -> Check {
+    let mut life = Life::<W>::begin(plan, Arc::clone(world)).await?;
+    for (n, step) in plan.steps.iter().enumerate() {
+        progress.at_step = Some(n);
+        let done = life.step(*step).await;
+        progress.operations = life.operations;
+        done.map_err(|e| format!("step {n}, {step:?}: {e}"))?;
+        if let Some(panic) = PANICS.with_borrow(|p| p.first().cloned()) {
+            return Err(format!("step {n}, {step:?}: a task panicked: {panic}"));
+        }
+    }
+    progress.at_step = None;
+    life.end().await.map_err(|e| format!("the end: {e}"))
+}
+
 /// Runs a plan. `lines` = keep what happens as text.
 #[must_use]
 pub fn run(plan: &Plan, lines: bool) -> Outcome {
@@ -75,32 +99,23 @@ pub fn run(plan: &Plan, lines: bool) -> Outcome {
         runtime.block_on(async {
             let trace = Arc::new(Trace::new(lines));
             let world = World::new(plan, Arc::clone(&trace));
-            let mut operations = 0;
-            let mut at_step = None;
+            let mut progress = Progress::default();
             let lived = async {
-                let mut life = Life::begin(plan, Arc::clone(&world)).await?;
-                for (n, step) in plan.steps.iter().enumerate() {
-                    at_step = Some(n);
-                    let done = life.step(*step).await;
-                    operations = life.operations;
-                    done.map_err(|e| format!("step {n}, {step:?}: {e}"))?;
-                    if let Some(panic) = PANICS.with_borrow(|p| p.first().cloned()) {
-                        return Err(format!("step {n}, {step:?}: a task panicked: {panic}"));
-                    }
+                match plan.layer {
+                    Layer::Keys => live::<Keys>(plan, &world, &mut progress).await,
+                    Layer::Files => live::<Files>(plan, &world, &mut progress).await,
                 }
-                at_step = None;
-                life.end().await.map_err(|e| format!("the end: {e}"))
             };
             let failure = match tokio::time::timeout(WORLD_WITHIN, lived).await {
                 Ok(result) => result.err(),
                 Err(_) => Some("stuck: the world does not end".to_owned()),
             };
             outcome.failure = failure;
-            outcome.at_step = at_step;
+            outcome.at_step = progress.at_step;
             outcome.digest = trace.digest();
             outcome.events = trace.events();
             outcome.messages = world.net.messages();
-            outcome.operations = operations;
+            outcome.operations = progress.operations;
             outcome.virtual_ms = trace.now_ms();
             outcome.lines = trace.lines();
         });

@@ -1,0 +1,58 @@
+//! What a mount is used for: keys and values of the voter, or files of the filesystem on top of it.
+//! Each has a model of its content that is a plain value.
+
+use crate::plan::Plan;
+use futures_util::future::BoxFuture;
+use std::sync::Arc;
+use voter::Replicated;
+
+/// What went wrong; the run ends with it.
+pub type Check<T = ()> = Result<T, String>;
+
+/// Which operation of which mount: makes every value written unlike all others.
+#[derive(Clone, Copy, Debug)]
+pub struct Tag {
+    /// Number of the mount.
+    pub mount: u64,
+    /// Number of the operation.
+    pub operation: u64,
+}
+
+/// A use of one mount.
+pub trait Work: Sized + Send + Sync + 'static {
+    /// The model of all that is stored.
+    type State: Clone + PartialEq + Send + Sync + 'static;
+
+    /// What a new volume holds.
+    fn empty() -> Self::State;
+
+    /// The content in a few words.
+    fn brief(state: &Self::State) -> String;
+
+    /// Begins on a volume that was just opened (and formats a new one); checks that what it holds
+    /// fits together.
+    fn open(plan: &Plan, volume: &Arc<Replicated>) -> impl Future<Output = Check<Self>> + Send;
+
+    /// One atomic operation, drawn from `dice`; answers the content after it.
+    fn operate(
+        &self,
+        state: Self::State,
+        dice: u64,
+        tag: Tag,
+    ) -> impl Future<Output = Check<Self::State>> + Send;
+
+    /// An operation of a mount that was taken over, and may be refused for that.
+    fn haunt(&self, state: Self::State, n: u32) -> impl Future<Output = Check<Self::State>> + Send;
+
+    /// Reads something, drawn from `dice`, and compares.
+    fn look(&self, state: &Self::State, dice: u64) -> impl Future<Output = Check> + Send;
+
+    /// Reads everything.
+    fn dump(&self) -> impl Future<Output = Check<Self::State>> + Send;
+
+    /// A sync of all so far.
+    fn sync(&self) -> BoxFuture<'static, Check>;
+
+    /// Before a clean end: nothing is left over.
+    fn settle(&self) -> impl Future<Output = Check> + Send;
+}
