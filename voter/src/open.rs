@@ -520,13 +520,7 @@ impl Opener {
         };
         let through = p.settled;
         // Where the source's applied records end in the chain.
-        let at = told
-            .tail
-            .iter()
-            .filter(|h| h.version > through)
-            .map(|h| h.predecessor)
-            .min()
-            .unwrap_or(p.end);
+        let at = p.joint(&told.tail);
         let fail = |e: BankError| self.broken(shard, bank, &e);
         let mut after = Vec::new();
         let mut moved = 0usize;

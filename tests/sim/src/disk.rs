@@ -26,6 +26,10 @@ struct State {
     /// A deliberately broken rule: a flush that failed is said to have worked.
     retried: bool,
     fail_syncs: bool,
+    /// A deliberately broken rule: whole files are replaced in memory only.
+    volatile: bool,
+    /// Their contents before.
+    before: Vec<(String, Option<Vec<u8>>)>,
 }
 
 fn error(what: &str) -> io::Error {
@@ -92,6 +96,24 @@ impl SimDisk {
         self.state.lock().retried = true;
     }
 
+    /// Breaks a rule on purpose: replaced files (promise, role, configuration) are not durable.
+    pub fn forget_states(&self) {
+        self.state.lock().volatile = true;
+    }
+
+    /// A power cut.
+    pub fn crash(&self, keep: impl FnMut(&str, usize) -> usize) {
+        self.inner.crash_keeping(keep);
+        let before = std::mem::take(&mut self.state.lock().before);
+        for (name, content) in before.into_iter().rev() {
+            // The directory in memory does not fail here.
+            let _ = match content {
+                Some(bytes) => self.inner.replace(&name, &bytes),
+                None => self.inner.remove(&name),
+            };
+        }
+    }
+
     /// Every operation passes here.
     fn step(&self) -> io::Result<()> {
         let mut s = self.state.lock();
@@ -140,6 +162,11 @@ impl Disk for SimDisk {
     }
     fn replace(&self, name: &str, content: &[u8]) -> io::Result<()> {
         self.step()?;
+        let volatile = self.state.lock().volatile;
+        if volatile {
+            let old = self.inner.content(name);
+            self.state.lock().before.push((name.to_owned(), old));
+        }
         self.inner.replace(name, content)
     }
     fn remove(&self, name: &str) -> io::Result<()> {

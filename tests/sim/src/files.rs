@@ -6,7 +6,7 @@
 mod model;
 
 use crate::plan::Plan;
-use crate::work::{Check, Tag, Work};
+use crate::work::{Check, Tag, Trouble, Work, refused};
 use bytes::Bytes;
 use fs::filesystem::{
     Attr, CacheLimits, Caller, FileSystem, FormatOptions, FsError, FsOptions, Ino, Kind, SetAttr,
@@ -20,12 +20,16 @@ use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
 use voter::Replicated;
 use voter::volume::Volume;
 
 const ME: Caller = Caller { uid: 7, gid: 8, pid: 1 };
 const NAMES: [&[u8]; 5] = [b"a", b"b", b"c", b"d", &[b'n'; 200]];
 const BLOCK: u64 = 4096;
+/// What was unlinked and cut off is gone within this, virtual time.
+const RECLAIM_WITHIN: Duration = Duration::from_secs(60);
 
 /// See the module.
 pub struct Files {
@@ -42,9 +46,17 @@ fn clock() -> Timespec {
     Timespec { sec: 1_000_000_000, nsec: 0 }
 }
 
-fn said(what: &str) -> impl FnOnce(FsError) -> String {
+/// EIO is a refusal; any other error is wrong here.
+fn said(what: &str) -> impl FnOnce(FsError) -> Trouble {
     let what = what.to_owned();
-    move |e| format!("{what}: {e}")
+    move |e| {
+        let said = format!("{what}: {e}");
+        if is_refusal(&e) { Trouble::Refused(said) } else { Trouble::Wrong(said) }
+    }
+}
+
+fn is_refusal(e: &FsError) -> bool {
+    matches!(e.errno, libc::EIO | libc::ENOSPC | libc::ETIMEDOUT)
 }
 
 /// One operation, drawn.
@@ -112,7 +124,7 @@ impl Files {
             (Ok(attr), Ok(())) => {
                 self.fs.forget(attr.ino, 1);
                 if model.nodes.contains_key(&attr.ino) {
-                    return Err(format!("inode number {} is used again", attr.ino));
+                    return Err(format!("inode number {} is used again", attr.ino).into());
                 }
                 model.insert(dir, name, attr.ino, node);
                 Ok(())
@@ -222,7 +234,7 @@ impl Files {
                     let pieces = fs.read(ino, 0, at, want).await.map_err(said("read"))?;
                     let n: usize = pieces.iter().map(Bytes::len).sum();
                     if n == 0 {
-                        return Err(format!("inode {ino} ends at {at} of {}", attr.size));
+                        return Err(format!("inode {ino} ends at {at} of {}", attr.size).into());
                     }
                     pieces.iter().for_each(|p| node.data.extend_from_slice(p));
                     at += n as u64;
@@ -258,7 +270,7 @@ impl Files {
                     _ => names.insert(e.name.clone(), e.ino).is_none(),
                 };
                 if !right {
-                    return Err(format!("directory {dir} lists {:?} wrongly", e.name));
+                    return Err(format!("directory {dir} lists {:?} wrongly", e.name).into());
                 }
             }
         }
@@ -266,8 +278,11 @@ impl Files {
 
     async fn check(volume: &dyn Volume, when: &str) -> Check<fs::consistency::Report> {
         let report = fs::consistency::examine(volume, true, |_, _| ()).await;
-        let report = report.map_err(|e| format!("{when}: cannot check: {e}"))?;
-        if report.is_clean() { Ok(report) } else { Err(format!("{when}: {:?}", report.problems)) }
+        let report = report.map_err(refused(when))?;
+        if report.is_clean() {
+            return Ok(report);
+        }
+        Err(format!("{when}: {:?}", report.problems).into())
     }
 }
 
@@ -276,8 +291,9 @@ fn agree(got: Result<(), FsError>, want: Result<(), i32>) -> Check {
         return Ok(());
     }
     match (got, want) {
-        (Err(e), Ok(())) => Err(format!("error {e}")),
-        (got, want) => Err(format!("{got:?} and not {want:?}")),
+        (Err(e), _) if is_refusal(&e) => Err(Trouble::Refused(format!("error {e}"))),
+        (Err(e), Ok(())) => Err(format!("error {e}").into()),
+        (got, want) => Err(format!("{got:?} and not {want:?}").into()),
     }
 }
 
@@ -314,7 +330,7 @@ impl Work for Files {
         match made {
             Ok(()) => {}
             Err(e) if e.errno == libc::EEXIST => {}
-            Err(e) => return Err(format!("format: {e}")),
+            Err(e) => return Err(said("format")(e)),
         }
         Self::check(&**volume, "when mounted").await?;
         let caches = if plan.keys < 10 { CacheLimits::tiny() } else { CacheLimits::default() };
@@ -326,7 +342,7 @@ impl Work for Files {
     async fn operate(&self, mut state: Tree, dice: u64, tag: Tag) -> Check<Tree> {
         let op = state.draw(&mut StdRng::seed_from_u64(dice));
         let done = self.perform(&mut state.0, &op, tag).await;
-        done.map_err(|e| format!("{op:?}: {e}"))?;
+        done.map_err(|e| e.of(&format!("{op:?}")))?;
         Ok(state)
     }
 
@@ -348,7 +364,7 @@ impl Work for Files {
         }
         let brief =
             |n: &Node| Self::brief(&Tree(Model { nodes: BTreeMap::from([(ino, n.clone())]) }));
-        Err(format!("read {}\nand not {}", brief(&got), brief(want)))
+        Err(format!("read {}\nand not {}", brief(&got), brief(want)).into())
     }
 
     async fn dump(&self) -> Check<Tree> {
@@ -367,19 +383,24 @@ impl Work for Files {
 
     fn sync(&self) -> BoxFuture<'static, Check> {
         let fs = Arc::clone(&self.fs);
-        async move { fs.fsync(ROOT, false).await.map_err(|e| e.to_string()) }.boxed()
+        async move { fs.fsync(ROOT, false).await.map_err(said("fsync")) }.boxed()
     }
 
     async fn settle(&self) -> Check {
-        self.fs.reclaim_all().await.map_err(said("reclaim"))?;
-        self.fs.fsync(ROOT, false).await.map_err(said("fsync"))?;
-        let report = Self::check(&*self.volume, "at the end").await?;
-        if (report.orphans, report.dead_blocks) != (0, 0) {
-            return Err(format!(
-                "{} orphans and {} dead blocks are left",
-                report.orphans, report.dead_blocks
-            ));
+        // The background may be in the middle of one, which the call below does not wait for.
+        let limit = Instant::now() + RECLAIM_WITHIN;
+        loop {
+            self.fs.reclaim_all().await.map_err(said("reclaim"))?;
+            self.fs.fsync(ROOT, false).await.map_err(said("fsync"))?;
+            let report = Self::check(&*self.volume, "at the end").await?;
+            let left = (report.orphans, report.dead_blocks);
+            if left == (0, 0) {
+                return Ok(());
+            }
+            if Instant::now() >= limit {
+                return Err(format!("stuck: {left:?} orphans and dead blocks are left").into());
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        Ok(())
     }
 }

@@ -1,7 +1,7 @@
 //! Keys and values, straight on the voter: the content is a table.
 
 use crate::plan::Plan;
-use crate::work::{Check, Tag, Work};
+use crate::work::{Check, Tag, Work, refused};
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use rand::rngs::StdRng;
@@ -88,8 +88,8 @@ impl Work for Keys {
                 ops.push(op);
             }
         }
-        self.volume.room(ROOM).await.map_err(|e| format!("no room: {e}"))?;
-        self.volume.submit(ops.clone()).map_err(|e| format!("submit: {e}"))?;
+        self.volume.room(ROOM).await.map_err(refused("no room"))?;
+        self.volume.submit(ops.clone()).map_err(refused("submit"))?;
         apply(&mut state, &ops);
         Ok(state)
     }
@@ -97,7 +97,7 @@ impl Work for Keys {
     async fn haunt(&self, mut state: Content, n: u32) -> Check<Content> {
         let change = Change::Put(format!("ghost {n}").into_bytes().into());
         let ops = vec![Op { shard: 0, key: key(0), change }];
-        self.volume.submit(ops.clone()).map_err(|e| e.to_string())?;
+        self.volume.submit(ops.clone()).map_err(refused("submit"))?;
         apply(&mut state, &ops);
         Ok(state)
     }
@@ -107,7 +107,7 @@ impl Work for Keys {
         let numbers: Vec<u16> =
             (0..dice.random_range(1..=5)).map(|_| dice.random_range(0..self.keys)).collect();
         let keys = numbers.iter().map(|n| (n % self.shards, key(*n))).collect();
-        let got = self.volume.get(keys).await.map_err(|e| format!("get: {e}"))?;
+        let got = self.volume.get(keys).await.map_err(refused("get"))?;
         for (n, got) in numbers.iter().zip(got) {
             let want = state.get(&key(*n));
             if got.as_ref().map(|s| &s.value[..]) != want.map(|v| &v[..]) {
@@ -115,7 +115,7 @@ impl Work for Keys {
                     Self::brief(&v.into_iter().map(|v| (key(*n), v)).collect::<Content>())
                 };
                 let (got, want) = (one(got.map(|s| s.value.to_vec())), one(want.cloned()));
-                return Err(format!("read {got:?} and not {want:?}"));
+                return Err(format!("read {got:?} and not {want:?}").into());
             }
         }
         Ok(())
@@ -127,7 +127,7 @@ impl Work for Keys {
             let mut start = Key::new();
             loop {
                 let page = self.volume.scan(shard, start, Key::new(), 7).await;
-                let page = page.map_err(|e| format!("scan of shard {shard}: {e}"))?;
+                let page = page.map_err(refused("scan"))?;
                 let records = page.records.into_iter();
                 all.extend(records.map(|(k, Stored { value, .. })| (k, value.to_vec())));
                 match page.next {
@@ -141,7 +141,7 @@ impl Work for Keys {
 
     fn sync(&self) -> BoxFuture<'static, Check> {
         let volume = Arc::clone(&self.volume);
-        async move { volume.sync().await.map(drop).map_err(|e| e.to_string()) }.boxed()
+        async move { volume.sync().await.map(drop).map_err(refused("sync")) }.boxed()
     }
 
     async fn settle(&self) -> Check {

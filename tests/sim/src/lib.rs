@@ -8,9 +8,11 @@
 //!   world.rs   nodes, network, faults; keeps the fault model
 //!   node.rs    one process over one disk      wire.rs   messages: late, lost, twice
 //!   disk.rs    a disk that dies and errs      trace.rs  events and their digest
-//!   run.rs     one world from beginning to end
+//!   run.rs     one world from beginning to end; shrinking
+//!   broken.rs  rules broken on purpose, which it must notice
 //! ```
 
+pub mod broken;
 pub mod disk;
 pub mod files;
 pub mod keys;

@@ -3,7 +3,7 @@
 
 use crate::plan::{Fault, Plan, Step};
 use crate::wire::Weather;
-use crate::work::{Check, Tag, Work};
+use crate::work::{Check, Tag, Trouble, Work, refused};
 use crate::world::{World, limits};
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -15,6 +15,8 @@ use voter::{OpenError, OpenOptions, Replicated};
 
 /// With at most one bad replica per shard a volume opens within this, virtual time.
 const OPEN_WITHIN: Duration = Duration::from_secs(90);
+/// Beyond the fault model no opener is more patient than this.
+const OPEN_PATIENCE: Duration = Duration::from_secs(10);
 /// A replica whose trouble is over is whole within this of a mount's time.
 const WHOLE_WITHIN_MS: u64 = 120_000;
 
@@ -25,14 +27,15 @@ pub struct History<W: Work> {
     synced: usize,
     /// Set once the next mount has found a content: nothing after it may be acknowledged any more.
     found: Option<usize>,
-    /// The first thing that was wrong in the background.
+    /// The first thing that was wrong, or refused, in the background.
     wrong: Option<String>,
+    refused: Option<String>,
 }
 
 impl<W: Work> History<W> {
     fn begin(content: W::State) -> Arc<Mutex<Self>> {
         let states = vec![content];
-        Arc::new(Mutex::new(Self { states, synced: 0, found: None, wrong: None }))
+        Arc::new(Mutex::new(Self { states, synced: 0, found: None, wrong: None, refused: None }))
     }
 
     fn newest(&self) -> &W::State {
@@ -62,7 +65,8 @@ impl<W: Work> History<W> {
                 self.synced,
                 self.states.len() - 1,
                 W::brief(self.newest())
-            ));
+            )
+            .into());
         };
         if found < self.synced {
             return Err(format!(
@@ -70,7 +74,8 @@ impl<W: Work> History<W> {
                 self.synced,
                 W::brief(seen),
                 W::brief(&self.states[self.synced])
-            ));
+            )
+            .into());
         }
         self.found = Some(found);
         Ok(found)
@@ -90,6 +95,8 @@ pub struct Life<'a, W: Work> {
     opened: u64,
     /// Operations submitted and syncs acknowledged, for the report.
     pub operations: u64,
+    /// What was refused beyond the fault model.
+    pub refusals: u64,
 }
 
 impl<'a, W: Work> Life<'a, W> {
@@ -99,7 +106,7 @@ impl<'a, W: Work> Life<'a, W> {
     /// What went wrong.
     pub async fn begin(plan: &'a Plan, world: Arc<World>) -> Check<Self> {
         world.name_volume(plan.seed)?;
-        Replicated::init_with(&world.wires(), &limits()).await.map_err(|e| e.to_string())?;
+        Replicated::init_with(&world.wires(), &limits()).await.map_err(refused("init"))?;
         let mut life = Self {
             plan,
             world,
@@ -109,13 +116,18 @@ impl<'a, W: Work> Life<'a, W> {
             syncs: Vec::new(),
             opened: 0,
             operations: 0,
+            refusals: 0,
         };
         life.mount().await?;
         Ok(life)
     }
 
     fn mounted(&self) -> Check<&(Arc<Replicated>, W)> {
-        self.mount.as_ref().ok_or_else(|| "not mounted".to_owned())
+        self.mount.as_ref().ok_or_else(|| Trouble::Refused("not mounted".to_owned()))
+    }
+
+    fn unmount(&mut self) -> Check<(Arc<Replicated>, W)> {
+        self.mount.take().ok_or_else(|| Trouble::Refused("not mounted".to_owned()))
     }
 
     fn opening(&mut self) -> impl Future<Output = Result<Arc<Replicated>, OpenError>> + use<W> {
@@ -132,21 +144,35 @@ impl<'a, W: Work> Life<'a, W> {
 
     /// Opens, patiently, and judges what is found.
     async fn mount(&mut self) -> Check {
-        let limit = Instant::now() + OPEN_WITHIN;
+        let patience = if self.plan.beyond { OPEN_PATIENCE } else { OPEN_WITHIN };
+        let limit = Instant::now() + patience;
         let volume = loop {
             match self.opening().await {
                 Ok(volume) => break volume,
                 Err(e) => {
                     self.world.trace.note(format_args!("-- cannot open: {e}"));
                     if Instant::now() >= limit {
-                        return Err(format!("stuck: cannot open: {e}\n{}", self.world.describe()));
+                        return Err(refused("stuck: cannot open")(format!(
+                            "{e}\n{}",
+                            self.world.describe()
+                        )));
                     }
                     tokio::time::sleep(Duration::from_millis(200)).await;
                 }
             }
         };
-        let work = W::open(self.plan, &volume).await?;
-        let seen = work.dump().await?;
+        let begun = async {
+            let work = W::open(self.plan, &volume).await?;
+            let seen = work.dump().await?;
+            Ok::<_, Trouble>((work, seen))
+        };
+        let (work, seen) = match begun.await {
+            Ok(begun) => begun,
+            Err(e) => {
+                volume.abandon();
+                return Err(e);
+            }
+        };
         let found = self.history.lock().judge(&seen)?;
         self.world.trace.note(format_args!("-- mounted: found {found}: {}", W::brief(&seen)));
         self.mount = Some((volume, work));
@@ -174,7 +200,7 @@ impl<'a, W: Work> Life<'a, W> {
     async fn sync(&mut self) -> Check {
         let upto = self.history.lock().states.len() - 1;
         let done = self.mounted()?.1.sync().await;
-        done.map_err(|e| format!("sync: {e}\n{}", self.world.describe()))?;
+        done.map_err(|e| e.of(&self.world.describe()))?;
         self.history.lock().acknowledged(upto);
         Ok(())
     }
@@ -188,7 +214,7 @@ impl<'a, W: Work> Life<'a, W> {
             match sync.await {
                 Ok(()) => history.lock().acknowledged(upto),
                 Err(e) => {
-                    history.lock().wrong.get_or_insert(format!("sync behind: {e}"));
+                    history.lock().refused.get_or_insert(format!("sync behind: {e}"));
                 }
             }
         }));
@@ -208,7 +234,8 @@ impl<'a, W: Work> Life<'a, W> {
                 "listed {}\nand not {}",
                 W::brief(&seen),
                 W::brief(history.newest())
-            ));
+            )
+            .into());
         }
         Ok(())
     }
@@ -248,8 +275,8 @@ impl<'a, W: Work> Life<'a, W> {
             }
             Step::Remount => {
                 let upto = self.history.lock().states.len() - 1;
-                let (volume, _work) = self.mount.take().ok_or("not mounted")?;
-                volume.close().await.map_err(|e| format!("close: {e}"))?;
+                let (volume, _work) = self.unmount()?;
+                volume.close().await.map_err(refused("close"))?;
                 self.history.lock().acknowledged(upto);
                 self.die();
                 self.mount().await?;
@@ -274,7 +301,7 @@ impl<'a, W: Work> Life<'a, W> {
     /// The mount lives on and writes while the next one takes over.
     async fn takeover(&mut self) -> Check {
         self.syncs.drain(..).for_each(|s| s.abort());
-        let (old, work) = self.mount.take().ok_or("not mounted")?;
+        let (old, work) = self.unmount()?;
         let history = Arc::clone(&self.history);
         let log = Arc::clone(&history);
         let task = tokio::spawn(async move {
@@ -304,14 +331,19 @@ impl<'a, W: Work> Life<'a, W> {
         let mut histories = vec![&self.history];
         histories.extend(self.ghosts.iter().map(|(_, h, _)| h));
         for h in histories {
-            if let Some(wrong) = h.lock().wrong.take() {
-                return Err(wrong);
+            let mut h = h.lock();
+            if let Some(wrong) = h.wrong.take() {
+                return Err(wrong.into());
+            }
+            if let Some(e) = h.refused.take() {
+                return Err(Trouble::Refused(e));
             }
         }
         if let Some((why, since)) = self.world.look()
+            && !self.plan.beyond
             && self.world.trace.now_ms() > since + WHOLE_WITHIN_MS
         {
-            return Err(format!("stuck: not whole: {why}\n{}", self.world.describe()));
+            return Err(format!("stuck: not whole: {why}\n{}", self.world.describe()).into());
         }
         Ok(())
     }
@@ -326,6 +358,59 @@ impl<'a, W: Work> Life<'a, W> {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         self.look()
+    }
+
+    /// A step beyond the fault model: it may be refused, and nothing else.
+    ///
+    /// # Errors
+    /// What was wrong.
+    pub async fn step_beyond(&mut self, step: Step) -> Check {
+        let mut done = Ok(());
+        if self.mount.is_none() {
+            done = self.mount().await;
+        }
+        if done.is_ok() {
+            done = self.step(step).await;
+        }
+        match done {
+            Err(Trouble::Refused(why)) => {
+                self.refusals += 1;
+                let brief = why.lines().next().unwrap_or_default();
+                self.world.trace.note(format_args!("-- refused: {brief}"));
+                self.look_beyond()
+            }
+            done => done,
+        }
+    }
+
+    /// Refusals in the background are allowed, too.
+    fn look_beyond(&mut self) -> Check {
+        loop {
+            match self.look() {
+                Err(Trouble::Refused(_)) => self.refusals += 1,
+                done => return done,
+            }
+        }
+    }
+
+    /// All causes end. What can be opened then must be right.
+    ///
+    /// # Errors
+    /// What was wrong.
+    pub async fn end_beyond(&mut self) -> Check {
+        self.world.trace.note(format_args!("-- the end"));
+        self.world.net.set(Weather::default());
+        self.world.end_all(self.plan.seed);
+        for (old, _, task) in self.ghosts.drain(..) {
+            task.abort();
+            old.abandon();
+        }
+        self.step_beyond(Step::Sync).await?;
+        self.step_beyond(Step::Scan).await?;
+        self.step_beyond(Step::MountCrash).await?;
+        self.step_beyond(Step::Scan).await?;
+        self.die();
+        Ok(())
     }
 
     /// All faults end; what is then found must be right, on every bank.
@@ -343,11 +428,15 @@ impl<'a, W: Work> Life<'a, W> {
         }
         self.sync().await?;
         self.scan().await?;
-        self.mounted()?.0.refresh(|_, _| {}).await;
         self.await_equal("at the end").await?;
-        let (volume, work) = self.mount.take().ok_or("not mounted")?;
+        let mended = self.mounted()?.0.refresh(|_, _| {}).await;
+        if mended.mended > 0 {
+            return Err(format!("equal banks were mended: {mended:?}").into());
+        }
+        self.await_equal("after a refresh").await?;
+        let (volume, work) = self.unmount()?;
         work.settle().await?;
-        volume.close().await.map_err(|e| format!("close: {e}"))?;
+        volume.close().await.map_err(refused("close"))?;
         drop(work);
         let upto = self.history.lock().states.len() - 1;
         self.history.lock().acknowledged(upto);
@@ -369,7 +458,9 @@ impl<'a, W: Work> Life<'a, W> {
         let limit = Instant::now() + Duration::from_secs(60);
         while let Some(why) = self.world.difference() {
             if Instant::now() >= limit {
-                return Err(format!("stuck: unequal {when}: {why}\n{}", self.world.describe()));
+                return Err(
+                    format!("stuck: unequal {when}: {why}\n{}", self.world.describe()).into()
+                );
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }

@@ -1,8 +1,9 @@
 //! `sim`: many worlds, one world again, a smaller world.
 
 use clap::{Parser, Subcommand};
+use sim::broken::Broken;
 use sim::plan::Plan;
-use sim::run::{Outcome, run};
+use sim::run::{Outcome, notice, run};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -37,6 +38,9 @@ enum Command {
         /// Stop after so many minutes, whatever is left.
         #[arg(long)]
         minutes: Option<u64>,
+        /// Two bad replicas at a time: only refusal is allowed, never wrong data.
+        #[arg(long)]
+        beyond: bool,
     },
     /// Run one seed again and print what happens.
     Replay {
@@ -45,6 +49,9 @@ enum Command {
         /// Only the last so many lines.
         #[arg(long)]
         last: Option<usize>,
+        /// As in `run`.
+        #[arg(long)]
+        beyond: bool,
         /// Write the voter's and the nodes' own log to stderr (RUST_LOG).
         #[arg(long)]
         log: bool,
@@ -56,17 +63,29 @@ enum Command {
         /// Print the events of the smallest one.
         #[arg(long)]
         trace: bool,
+        /// As in `run`.
+        #[arg(long)]
+        beyond: bool,
+    },
+    /// Break each rule in turn and run seeds until one notices.
+    Broken {
+        /// Seeds tried for each rule, at most.
+        #[arg(long, default_value_t = 3000)]
+        seeds: u64,
     },
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let failed = match cli.command {
-        Command::Run { seeds, from, jobs, failures, minutes } => {
-            run_many(cli.json, from, seeds, jobs.max(1), failures, minutes)
+        Command::Run { seeds, from, jobs, failures, minutes, beyond } => {
+            run_many(cli.json, &Many { from, seeds, jobs: jobs.max(1), failures, minutes, beyond })
         }
-        Command::Replay { seed, last, log } => replay(cli.json, seed, last, log),
-        Command::Shrink { seed, trace } => shrink(cli.json, seed, trace),
+        Command::Replay { seed, last, beyond, log } => {
+            replay(cli.json, &draw(seed, beyond), last, log)
+        }
+        Command::Shrink { seed, trace, beyond } => shrink(cli.json, draw(seed, beyond), trace),
+        Command::Broken { seeds } => break_rules(cli.json, seeds),
     };
     if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
@@ -83,17 +102,25 @@ fn tell(json: bool, o: &Outcome) {
     }
 }
 
-fn run_many(
-    json: bool,
+fn draw(seed: u64, beyond: bool) -> Plan {
+    let plan = Plan::draw(seed);
+    if beyond { plan.beyond() } else { plan }
+}
+
+struct Many {
     from: u64,
     seeds: u64,
     jobs: usize,
-    most: u64,
+    failures: u64,
     minutes: Option<u64>,
-) -> bool {
+    beyond: bool,
+}
+
+fn run_many(json: bool, many: &Many) -> bool {
+    let &Many { from, seeds, jobs, failures: most, minutes, beyond } = many;
     let began = Instant::now();
     let limit = minutes.map(|m| Duration::from_secs(60 * m));
-    let [next, done, failed, operations, messages, virtual_ms, told] =
+    let [next, done, failed, operations, refusals, messages, virtual_ms, told] =
         [(); 7].map(|()| AtomicU64::new(0));
     std::thread::scope(|s| {
         for _ in 0..jobs {
@@ -104,9 +131,10 @@ fn run_many(
                     if n >= seeds || late || failed.load(Ordering::Relaxed) >= most {
                         return;
                     }
-                    let o = run(&Plan::draw(from + n), false);
+                    let o = run(&draw(from + n, beyond), false);
                     done.fetch_add(1, Ordering::Relaxed);
                     operations.fetch_add(o.operations, Ordering::Relaxed);
+                    refusals.fetch_add(o.refusals, Ordering::Relaxed);
                     messages.fetch_add(o.messages, Ordering::Relaxed);
                     virtual_ms.fetch_add(o.virtual_ms, Ordering::Relaxed);
                     if o.failure.is_some() {
@@ -137,28 +165,28 @@ fn run_many(
         let all = serde_json::json!({
             "worlds": done, "from": from, "failed": failed, "seconds": seconds,
             "worlds_per_s": done as f64 / seconds, "operations": operations,
-            "messages": messages, "virtual_hours": hours,
+            "refusals": refusals.into_inner(), "messages": messages, "virtual_hours": hours,
         });
         println!("{all}");
     } else {
         println!(
-            "{done} worlds from seed {from}, {failed} failed: {operations} operations, {messages} messages, \
-             {hours:.1} virtual hours in {seconds:.1} s ({:.1} worlds/s)",
+            "{done} worlds from seed {from}, {failed} failed: {operations} operations, {} refusals, \
+             {messages} messages, {hours:.1} virtual hours in {seconds:.1} s ({:.1} worlds/s)",
+            refusals.into_inner(),
             done as f64 / seconds
         );
     }
     failed > 0
 }
 
-fn replay(json: bool, seed: u64, last: Option<usize>, log: bool) -> bool {
+fn replay(json: bool, plan: &Plan, last: Option<usize>, log: bool) -> bool {
     if log {
         tracing_subscriber::fmt()
             .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
             .with_writer(std::io::stderr)
             .init();
     }
-    let plan = Plan::draw(seed);
-    let o = run(&plan, true);
+    let o = run(plan, true);
     show(&o.lines, last);
     tell(json, &o);
     o.failure.is_some()
@@ -169,8 +197,8 @@ fn show(lines: &[String], last: Option<usize>) {
     lines.iter().skip(skip).for_each(|l| println!("{l}"));
 }
 
-fn shrink(json: bool, seed: u64, trace: bool) -> bool {
-    let plan = Plan::draw(seed);
+fn shrink(json: bool, plan: Plan, trace: bool) -> bool {
+    let seed = plan.seed;
     let Some((small, o)) = sim::run::shrink(plan, |p| eprintln!("{} steps", p.steps.len())) else {
         eprintln!("seed {seed} does not fail");
         return false;
@@ -184,4 +212,31 @@ fn shrink(json: bool, seed: u64, trace: bool) -> bool {
     }
     tell(json, &o);
     true
+}
+
+fn break_rules(json: bool, seeds: u64) -> bool {
+    let mut unnoticed = 0;
+    for rule in Broken::ALL {
+        let began = Instant::now();
+        let noticed = notice(rule, 1..1 + seeds);
+        let seconds = began.elapsed().as_secs_f64();
+        unnoticed += u64::from(noticed.is_none());
+        let (seed, why) = noticed.unzip();
+        if json {
+            let one = serde_json::json!({
+                "rule": format!("{rule:?}"), "seed": seed, "what": why, "seconds": seconds,
+            });
+            println!("{one}");
+            continue;
+        }
+        match (seed, why) {
+            (Some(seed), Some(why)) => {
+                let why: String =
+                    why.lines().next().unwrap_or_default().chars().take(160).collect();
+                println!("{rule:?}: noticed by seed {seed} after {seconds:.1} s: {why}");
+            }
+            _ => println!("{rule:?}: NOT noticed by {seeds} seeds in {seconds:.1} s"),
+        }
+    }
+    unnoticed > 0
 }

@@ -1,6 +1,7 @@
 //! One storage node: the real service over a simulated disk, as a process that can be killed, hung,
 //! cut from its power, emptied, and started again.
 
+use crate::broken::Broken;
 use crate::disk::SimDisk;
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
@@ -18,6 +19,7 @@ pub struct Node {
     /// Its place.
     pub shard: u16,
     config: NodeConfig,
+    broken: Option<Broken>,
     state: Mutex<State>,
     /// Rings when it goes on after having hung, or ends.
     pub woken: Notify,
@@ -42,15 +44,22 @@ pub enum Outcome {
 impl Node {
     /// A running node on an empty directory.
     #[must_use]
-    pub fn new(bank: BankId, shard: u16, seed: u64, segment_bytes: u64) -> Self {
+    pub fn new(
+        bank: BankId,
+        shard: u16,
+        seed: u64,
+        segment_bytes: u64,
+        broken: Option<Broken>,
+    ) -> Self {
         let config = NodeConfig {
             seed: Some(seed),
             allow_faults: true,
             segment_bytes,
             ..NodeConfig::new(bank, shard)
         };
-        let state = State { disk: SimDisk::new(), service: None, hung: false, life: 0 };
-        let node = Self { bank, shard, config, state: Mutex::new(state), woken: Notify::new() };
+        let disk = disk_for(broken, MemoryDisk::new());
+        let state = Mutex::new(State { disk, service: None, hung: false, life: 0 });
+        let node = Self { bank, shard, config, broken, state, woken: Notify::new() };
         node.start();
         node
     }
@@ -97,7 +106,7 @@ impl Node {
     pub fn crash(&self, keep: impl FnMut(&str, usize) -> usize) {
         let mut s = self.state.lock();
         self.end(&mut s);
-        s.disk.memory().crash_keeping(keep);
+        s.disk.crash(keep);
     }
 
     /// Kills it and puts another directory in the place of its own.
@@ -105,7 +114,7 @@ impl Node {
         let mut s = self.state.lock();
         self.end(&mut s);
         s.disk.memory().kill();
-        s.disk = SimDisk::over(disk);
+        s.disk = disk_for(self.broken, disk);
     }
 
     /// Stops it (SIGSTOP) or lets it go on.
@@ -186,6 +195,18 @@ impl Node {
         drop(service);
         self.bury();
     }
+}
+
+/// A disk that keeps the rules, or not.
+fn disk_for(broken: Option<Broken>, memory: MemoryDisk) -> SimDisk {
+    let disk = SimDisk::over(memory);
+    match broken {
+        Some(Broken::FlushLies) => disk.lie(),
+        Some(Broken::FlushRetried) => disk.retry_syncs(),
+        Some(Broken::StateNotDurable) => disk.forget_states(),
+        _ => {}
+    }
+    disk
 }
 
 /// One buffer of many; a single one is not copied.

@@ -1,6 +1,7 @@
 //! What happens in one world, drawn from its seed before anything happens: a list of steps, each of
 //! which carries its own dice. So a step can be left out (shrinking) without changing the others.
 
+use crate::broken::Broken;
 use crate::wire::Weather;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
@@ -142,6 +143,10 @@ pub struct Plan {
     pub keys: u16,
     /// Length of a log segment, bytes.
     pub segment_bytes: u64,
+    /// Two replicas of a shard may be bad at once: then only refusal is allowed, never wrong data.
+    pub beyond: bool,
+    /// A rule that is broken on purpose.
+    pub broken: Option<Broken>,
     /// What happens.
     pub steps: Vec<Step>,
 }
@@ -159,7 +164,21 @@ impl Plan {
         // Some worlds are calm, some see a fault every few steps.
         let faults = *pick(&mut dice, &[4, 10, 10, 25]);
         let steps = (0..n).map(|_| step(&mut dice, faults)).collect();
-        Self { seed, layer, shards, keys, segment_bytes, steps }
+        Self { seed, layer, shards, keys, segment_bytes, beyond: false, broken: None, steps }
+    }
+}
+
+impl Plan {
+    /// The same with two bad replicas at a time.
+    #[must_use]
+    pub fn beyond(self) -> Self {
+        Self { beyond: true, ..self }
+    }
+
+    /// The same with a broken rule.
+    #[must_use]
+    pub fn broken(self, rule: Broken) -> Self {
+        Self { broken: Some(rule), ..self }
     }
 }
 

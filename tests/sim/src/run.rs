@@ -1,5 +1,6 @@
 //! One world from beginning to end.
 
+use crate::broken::Broken;
 use crate::files::Files;
 use crate::keys::Keys;
 use crate::life::Life;
@@ -28,6 +29,8 @@ pub struct Outcome {
     pub messages: u64,
     /// Operations submitted.
     pub operations: u64,
+    /// Refusals, beyond the fault model.
+    pub refusals: u64,
     /// Virtual time, milliseconds.
     pub virtual_ms: u64,
     /// What was wrong; `None` = nothing.
@@ -56,6 +59,7 @@ fn keep_panics() {
 #[derive(Default)]
 struct Progress {
     operations: u64,
+    refusals: u64,
     at_step: Option<usize>,
 }
 
@@ -63,15 +67,18 @@ async fn live<W: Work>(plan: &Plan, world: &Arc<World>, progress: &mut Progress)
     let mut life = Life::<W>::begin(plan, Arc::clone(world)).await?;
     for (n, step) in plan.steps.iter().enumerate() {
         progress.at_step = Some(n);
-        let done = life.step(*step).await;
+        let done = if plan.beyond { life.step_beyond(*step).await } else { life.step(*step).await };
         progress.operations = life.operations;
-        done.map_err(|e| format!("step {n}, {step:?}: {e}"))?;
+        progress.refusals = life.refusals;
+        done.map_err(|e| e.of(&format!("step {n}, {step:?}")))?;
         if let Some(panic) = PANICS.with_borrow(|p| p.first().cloned()) {
-            return Err(format!("step {n}, {step:?}: a task panicked: {panic}"));
+            return Err(format!("step {n}, {step:?}: a task panicked: {panic}").into());
         }
     }
     progress.at_step = None;
-    life.end().await.map_err(|e| format!("the end: {e}"))
+    let done = if plan.beyond { life.end_beyond().await } else { life.end().await };
+    progress.refusals = life.refusals;
+    done.map_err(|e| e.of(&"the end"))
 }
 
 /// Runs a plan. `lines` = keep what happens as text.
@@ -90,6 +97,7 @@ pub fn run(plan: &Plan, lines: bool) -> Outcome {
         events: 0,
         messages: 0,
         operations: 0,
+        refusals: 0,
         virtual_ms: 0,
         failure: None,
         at_step: None,
@@ -107,7 +115,7 @@ pub fn run(plan: &Plan, lines: bool) -> Outcome {
                 }
             };
             let failure = match tokio::time::timeout(WORLD_WITHIN, lived).await {
-                Ok(result) => result.err(),
+                Ok(result) => result.err().map(|e| e.to_string()),
                 Err(_) => Some("stuck: the world does not end".to_owned()),
             };
             outcome.failure = failure;
@@ -116,6 +124,7 @@ pub fn run(plan: &Plan, lines: bool) -> Outcome {
             outcome.events = trace.events();
             outcome.messages = world.net.messages();
             outcome.operations = progress.operations;
+            outcome.refusals = progress.refusals;
             outcome.virtual_ms = trace.now_ms();
             outcome.lines = trace.lines();
         });
@@ -160,4 +169,18 @@ pub fn shrink(plan: Plan, mut told: impl FnMut(&Plan)) -> Option<(Plan, Outcome)
     }
     let outcome = run(&best, true);
     Some((best, outcome))
+}
+
+/// Runs seeds with a broken rule until one notices: the seed, and what it saw. `None` = none of them.
+/// Damage that is told as absence shows only when the bank that could tell is away, so that rule is
+/// broken beyond the fault model.
+#[must_use]
+pub fn notice(rule: Broken, seeds: std::ops::Range<u64>) -> Option<(u64, String)> {
+    seeds.into_iter().find_map(|seed| {
+        let mut plan = Plan::draw(seed).broken(rule);
+        if rule == Broken::DamageIsAbsence {
+            plan = plan.beyond();
+        }
+        run(&plan, false).failure.map(|why| (seed, why))
+    })
 }

@@ -1,6 +1,7 @@
 //! The network between a mount and the nodes: every message is a task of its own that arrives some
 //! time later, or never, or twice, whether or not its sender still waits, or still lives.
 
+use crate::broken::{Bent, Broken, Memory, bend, bend_back};
 use crate::node::{Node, Outcome, join};
 use crate::trace::Trace;
 use bytes::Bytes;
@@ -31,6 +32,7 @@ pub struct Weather {
 /// The network of one world.
 pub struct Net {
     trace: Arc<Trace>,
+    broken: Option<Broken>,
     state: Mutex<State>,
 }
 
@@ -39,6 +41,7 @@ struct State {
     weather: Weather,
     messages: u64,
     links: BTreeMap<(BankId, u16), Link>,
+    memories: BTreeMap<(BankId, u16), Memory>,
 }
 
 /// What happens to one message.
@@ -54,11 +57,16 @@ struct Fate {
 impl Net {
     /// A calm network.
     #[must_use]
-    pub fn new(trace: Arc<Trace>, seed: u64) -> Self {
+    pub fn new(trace: Arc<Trace>, seed: u64, broken: Option<Broken>) -> Self {
         let dice = StdRng::seed_from_u64(seed);
-        let state =
-            State { dice, weather: Weather::default(), messages: 0, links: BTreeMap::new() };
-        Self { trace, state: Mutex::new(state) }
+        let state = State {
+            dice,
+            weather: Weather::default(),
+            messages: 0,
+            links: BTreeMap::new(),
+            memories: BTreeMap::new(),
+        };
+        Self { trace, broken, state: Mutex::new(state) }
     }
 
     /// Changes how it behaves.
@@ -127,16 +135,27 @@ impl Wire {
     pub fn new(net: Arc<Net>, node: Arc<Node>, mount: u64) -> Arc<Self> {
         Arc::new(Self { net, node, mount })
     }
+}
 
+/// One message on its way.
+struct Message {
+    net: Arc<Net>,
+    node: Arc<Node>,
+    mount: u64,
+    number: u64,
+}
+
+impl Message {
+    /// Arrives after a while; answers when the node has.
     async fn arrive(
-        this: Arc<ArrivalContext>,
-        envelope: Envelope,
+        self: Arc<Self>,
+        e: Envelope,
         request: Request,
         bulk: Bytes,
-        wait_ms: u64,
+        ms: u64,
     ) -> Answer {
-        sleep(wait_ms).await;
-        let node = &this.node;
+        sleep(ms).await;
+        let node = &self.node;
         let place = format!("{}{}", node.bank, node.shard);
         let Some(life) = node.life() else {
             return Err(BankError::Unreachable(format!("{place} does not run")));
@@ -149,39 +168,67 @@ impl Wire {
             }
             woken.await;
         }
+        let (e, request, bulk) = match self.bend(e, request, bulk) {
+            Bent::Passed(e, request, bulk) => (e, request, bulk),
+            Bent::Answered(reply) => return Ok((reply, Bytes::new())),
+        };
+        let mut answer = self.deliver(life, e, request, bulk);
+        if let (Some(rule), Ok((reply, _))) = (self.net.broken, &mut answer) {
+            let mut state = self.net.state.lock();
+            // Configurations are of the shard, all else is of the node.
+            let bank = if rule == Broken::ConfiguredOnOne { BankId::A } else { node.bank };
+            bend_back(rule, reply, state.memories.entry((bank, node.shard)).or_default());
+        }
+        answer
+    }
+
+    /// Hands it to the node, and takes note.
+    fn deliver(&self, life: u64, e: Envelope, request: Request, bulk: Bytes) -> Answer {
+        let place = format!("{}{}", self.node.bank, self.node.shard);
         let told = Told(&request).to_string();
         let (len, sum) = (bulk.len(), crc(&bulk));
-        let outcome = node.handle(life, envelope, request, bulk);
-        let answer = match outcome {
+        let (trace, number, mount) = (&self.net.trace, self.number, self.mount);
+        let answer = match self.node.handle(life, e, request, bulk) {
             Outcome::Gone => {
-                this.trace.note(format_args!("#{} {place} ends in {told}", this.number));
+                trace.note(format_args!("#{number} {place} ends in {told}"));
                 return Err(BankError::Unreachable(format!("{place} went away")));
             }
             Outcome::Answered(answer) => answer,
         };
         match &answer {
-            Ok((reply, bulk)) => this.trace.note(format_args!(
-                "#{} m{} {place} {told} {len}/{sum:08x} -> {} {}/{:08x}",
-                this.number,
-                this.mount,
+            Ok((reply, bulk)) => trace.note(format_args!(
+                "#{number} m{mount} {place} {told} {len}/{sum:08x} -> {} {}/{:08x}",
                 Said(reply),
                 bulk.len(),
                 crc(bulk)
             )),
-            Err(e) => this.trace.note(format_args!(
-                "#{} m{} {place} {told} {len}/{sum:08x} -> refused: {e}",
-                this.number, this.mount
+            Err(e) => trace.note(format_args!(
+                "#{number} m{mount} {place} {told} {len}/{sum:08x} -> refused: {e}"
             )),
         }
         answer.map_err(BankError::from)
     }
-}
 
-struct ArrivalContext {
-    node: Arc<Node>,
-    trace: Arc<Trace>,
-    mount: u64,
-    number: u64,
+    /// Bends it, if a rule is broken in this world. What is answered in the node's place may still
+    /// reach it later.
+    fn bend(self: &Arc<Self>, e: Envelope, request: Request, bulk: Bytes) -> Bent {
+        let (Some(rule), Some(service)) = (self.net.broken, self.node.service()) else {
+            return Bent::Passed(e, request, bulk);
+        };
+        let copy = (request.clone(), bulk.clone());
+        let node = (self.node.bank, self.node.shard);
+        let (bent, later_ms) = bend(rule, node, &service, e, request, bulk);
+        if let Some(ms) = later_ms {
+            let this = Arc::clone(self);
+            tokio::spawn(async move {
+                sleep(ms).await;
+                if let Some(life) = this.node.life() {
+                    let _ = this.deliver(life, e, copy.0, copy.1);
+                }
+            });
+        }
+        bent
+    }
 }
 
 fn crc(b: &[u8]) -> u32 {
@@ -208,9 +255,9 @@ impl Bank for Wire {
     ) -> BoxFuture<'_, Answer> {
         let (number, fate) = self.net.draw(deadline);
         let Link { cut, slow_ms } = self.net.link(self.node.bank, self.node.shard);
-        let context = Arc::new(ArrivalContext {
+        let message = Arc::new(Message {
+            net: Arc::clone(&self.net),
             node: Arc::clone(&self.node),
-            trace: Arc::clone(&self.net.trace),
             mount: self.mount,
             number,
         });
@@ -218,8 +265,7 @@ impl Bank for Wire {
         if !cut && !fate.lost {
             let bulk = join(bulk);
             if let Some(again) = fate.again_ms {
-                let copy = Wire::arrive(
-                    Arc::clone(&context),
+                let copy = Arc::clone(&message).arrive(
                     envelope,
                     request.clone(),
                     bulk.clone(),
@@ -229,7 +275,7 @@ impl Bank for Wire {
             }
             tokio::spawn(async move {
                 let wait = fate.there_ms + slow_ms;
-                let answer = Wire::arrive(context, envelope, request, bulk, wait).await;
+                let answer = message.arrive(envelope, request, bulk, wait).await;
                 sleep(fate.back_ms + slow_ms).await;
                 if !fate.reply_lost {
                     // Nobody may wait any more: that is the sender's matter.

@@ -6,8 +6,47 @@ use futures_util::future::BoxFuture;
 use std::sync::Arc;
 use voter::Replicated;
 
-/// What went wrong; the run ends with it.
-pub type Check<T = ()> = Result<T, String>;
+/// Why something did not go as in the model.
+#[derive(Clone, Debug)]
+pub enum Trouble {
+    /// It was refused with an error: allowed only beyond the fault model.
+    Refused(String),
+    /// It was wrong: never allowed.
+    Wrong(String),
+}
+
+impl Trouble {
+    /// The same, said of something larger.
+    #[must_use]
+    pub fn of(self, what: &dyn std::fmt::Display) -> Self {
+        match self {
+            Self::Refused(e) => Self::Refused(format!("{what}: {e}")),
+            Self::Wrong(e) => Self::Wrong(format!("{what}: {e}")),
+        }
+    }
+}
+
+impl std::fmt::Display for Trouble {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (Self::Refused(e) | Self::Wrong(e)) = self;
+        f.write_str(e)
+    }
+}
+
+impl From<String> for Trouble {
+    fn from(e: String) -> Self {
+        Self::Wrong(e)
+    }
+}
+
+/// A refusal, from whatever error.
+pub(crate) fn refused<E: std::fmt::Display>(what: &str) -> impl FnOnce(E) -> Trouble {
+    let what = what.to_owned();
+    move |e| Trouble::Refused(format!("{what}: {e}"))
+}
+
+/// What was asked for, or what went wrong.
+pub type Check<T = ()> = Result<T, Trouble>;
 
 /// Which operation of which mount: makes every value written unlike all others.
 #[derive(Clone, Copy, Debug)]

@@ -1,6 +1,7 @@
 //! The nodes, the network, and what is wrong with them: the fault model is kept here. In each shard at
 //! most one replica is bad at a time, and it counts as bad until it is whole again.
 
+use crate::broken::Broken;
 use crate::node::Node;
 use crate::plan::{Fault, Plan};
 use crate::trace::Trace;
@@ -46,6 +47,7 @@ pub fn limits() -> Limits {
 /// What is wrong with one replica.
 #[derive(Clone, Copy, Debug)]
 struct Bad {
+    shard: u16,
     bank: BankId,
     fault: Fault,
     /// Its cause is over since (virtual milliseconds); what remains is to become whole.
@@ -62,10 +64,13 @@ pub struct World {
     pub nodes: PerBank<Vec<Arc<Node>>>,
     /// Shards of the volume.
     pub shards: u16,
-    bad: Mutex<Vec<Option<Bad>>>,
+    bad: Mutex<Vec<Bad>>,
+    /// Bad replicas of one shard at a time, at most: one, or two beyond the fault model.
+    bad_most: usize,
     /// Old copies of directories, to be put back.
     copies: Mutex<BTreeMap<(BankId, u16), MemoryDisk>>,
     mounts: AtomicU64,
+    broken: Option<Broken>,
 }
 
 impl World {
@@ -74,17 +79,21 @@ impl World {
     pub fn new(plan: &Plan, trace: Arc<Trace>) -> Arc<Self> {
         let mut dice = StdRng::seed_from_u64(plan.seed ^ 0x5eed);
         let nodes = PerBank::from_fn(|bank| {
-            let node = |shard| Arc::new(Node::new(bank, shard, dice.random(), plan.segment_bytes));
+            let node = |shard| {
+                Arc::new(Node::new(bank, shard, dice.random(), plan.segment_bytes, plan.broken))
+            };
             (0..plan.shards).map(node).collect::<Vec<_>>()
         });
         let world = Arc::new(Self {
-            net: Arc::new(Net::new(Arc::clone(&trace), dice.random())),
+            net: Arc::new(Net::new(Arc::clone(&trace), dice.random(), plan.broken)),
             trace,
             nodes,
             shards: plan.shards,
-            bad: Mutex::new(vec![None; usize::from(plan.shards)]),
+            bad: Mutex::default(),
+            bad_most: if plan.beyond { 2 } else { 1 },
             copies: Mutex::default(),
             mounts: AtomicU64::new(0),
+            broken: plan.broken,
         });
         let clock = Arc::clone(&world);
         tokio::spawn(async move {
@@ -145,40 +154,41 @@ impl World {
         service.handle(envelope, request, Bytes::new()).map(drop).map_err(|e| e.to_string())
     }
 
-    /// The bank that is bad in a shard.
-    #[must_use]
-    pub fn bad_bank(&self, shard: u16) -> Option<BankId> {
-        self.bad.lock()[usize::from(shard)].map(|b| b.bank)
-    }
-
     /// Lets a fault happen, if the model has room for it; answers whether it did.
     pub fn strike(
         self: &Arc<Self>,
-        at: (BankId, u16),
+        (bank, shard): (BankId, u16),
         fault: Fault,
         for_ms: u64,
         seed: u64,
     ) -> bool {
-        let (bank, shard) = at;
         {
             let mut bad = self.bad.lock();
-            let slot = &mut bad[usize::from(shard)];
-            if slot.is_some() {
+            let of_shard: Vec<&Bad> = bad.iter().filter(|b| b.shard == shard).collect();
+            if of_shard.len() >= self.bad_most || of_shard.iter().any(|b| b.bank == bank) {
                 return false;
             }
-            *slot = Some(Bad { bank, fault, ended: None });
+            // Two copies of which one is old, and no third: nothing can tell which.
+            if self.bad_most > 1 && fault == Fault::RollBack {
+                return false;
+            }
+            bad.push(Bad { shard, bank, fault, ended: None });
         }
         if !self.begin(bank, shard, fault, seed) {
-            self.bad.lock()[usize::from(shard)] = None;
+            self.healed(bank, shard);
             return false;
         }
         self.trace.note(format_args!("-- {bank}{shard} {fault:?} for {for_ms} ms"));
         let this = Arc::clone(self);
         tokio::spawn(async move {
             tokio::time::sleep(Duration::from_millis(for_ms)).await;
-            this.end(shard, seed);
+            this.end(bank, shard, seed);
         });
         true
+    }
+
+    fn healed(&self, bank: BankId, shard: u16) {
+        self.bad.lock().retain(|b| (b.bank, b.shard) != (bank, shard));
     }
 
     fn begin(&self, bank: BankId, shard: u16, fault: Fault, seed: u64) -> bool {
@@ -191,7 +201,7 @@ impl World {
             Fault::Slow { ms } => self.net.set_link(bank, shard, Link { cut: false, slow_ms: ms }),
             Fault::Cut => self.net.set_link(bank, shard, Link { cut: true, slow_ms: 0 }),
             Fault::Wipe => {
-                node.replace_disk(MemoryDisk::new());
+                node.replace_disk(self.emptied(&node.disk()));
                 node.start();
             }
             Fault::RollBack => {
@@ -214,7 +224,13 @@ impl World {
             Fault::DiskErrors { one_in } => node.disk().err(1.0 / f64::from(one_in), seed),
             Fault::DieIn { n, .. } => node.disk().die_in(n),
             Fault::Flip { bits, restart } => {
-                flip(&node.disk().memory().clone(), bits, &mut dice);
+                if self.bad_most > 1 {
+                    // What rots before its mark is written is a window that the fault model names.
+                    for _ in 0..2 {
+                        node.tick(Duration::from_millis(self.trace.now_ms()), false);
+                    }
+                }
+                flip(node.disk().memory(), bits, &mut dice);
                 if restart {
                     node.kill();
                     node.start();
@@ -223,6 +239,17 @@ impl World {
             Fault::Rot { records } => return self.rot(bank, shard, records, &mut dice),
         }
         true
+    }
+
+    /// What an emptied directory holds: nothing, unless that rule is broken.
+    fn emptied(&self, old: &crate::disk::SimDisk) -> MemoryDisk {
+        let disk = MemoryDisk::new();
+        if self.broken == Some(Broken::EmptyStoreVotes) {
+            for name in ["state.a", "state.b"] {
+                let _ = disk.replace(name, &old.memory().content(name).unwrap_or_default());
+            }
+        }
+        disk
     }
 
     /// Breaks records of a running node behind its back.
@@ -238,7 +265,8 @@ impl World {
             let key = keys[dice.random_range(0..keys.len())].clone();
             let fault = match dice.random_range(0..4) {
                 0 | 1 => NodeFault::Corrupt { key },
-                2 => NodeFault::Drop { key },
+                // Two lost writes outvote the third copy: nothing can tell.
+                2 if self.bad_most == 1 => NodeFault::Drop { key },
                 _ => NodeFault::Put { key, value: b"rotten".to_vec(), version: None },
             };
             done += u32::from(service.inject(fault).is_ok());
@@ -246,16 +274,14 @@ impl World {
         done > 0
     }
 
-    /// The cause of what is bad in a shard is over; the replica must become whole by itself.
-    fn end(&self, shard: u16, seed: u64) {
-        let (bank, fault) = {
+    /// The cause of what is bad in a replica is over; it must become whole by itself.
+    fn end(&self, bank: BankId, shard: u16, seed: u64) {
+        let fault = {
             let mut bad = self.bad.lock();
-            let Some(b) = &mut bad[usize::from(shard)] else { return };
-            if b.ended.is_some() {
-                return;
-            }
+            let here = |b: &&mut Bad| (b.bank, b.shard, b.ended) == (bank, shard, None);
+            let Some(b) = bad.iter_mut().find(here) else { return };
             b.ended = Some(self.trace.now_ms());
-            (b.bank, b.fault)
+            b.fault
         };
         let node = self.node(bank, shard);
         self.trace.note(format_args!("-- {bank}{shard} {fault:?} ends"));
@@ -282,28 +308,26 @@ impl World {
 
     /// Ends all faults now.
     pub fn end_all(&self, seed: u64) {
-        (0..self.shards).for_each(|s| self.end(s, seed));
+        let bad = self.bad.lock().clone();
+        bad.iter().for_each(|b| self.end(b.bank, b.shard, seed));
     }
 
-    /// Marks shards whose bad replica is whole again; answers what is not whole yet, and since when
-    /// it could be, virtual milliseconds.
+    /// Marks replicas that are whole again; answers what is not whole yet, and since when it could
+    /// be, virtual milliseconds.
     pub fn look(&self) -> Option<(String, u64)> {
         let mut rest = None;
-        for shard in 0..self.shards {
-            let Some(bad) = self.bad.lock()[usize::from(shard)] else { continue };
-            let Some(since) = bad.ended else { continue };
-            let rotten = || match bad.fault {
-                Fault::Rot { .. } => self.still_rotten(bad.bank, shard),
+        for Bad { shard, bank, fault, ended } in self.bad.lock().clone() {
+            let Some(since) = ended else { continue };
+            let rotten = || match fault {
+                Fault::Rot { .. } => self.still_rotten(bank, shard),
                 _ => None,
             };
             match self.not_whole(shard).or_else(rotten) {
                 None => {
-                    self.trace.note(format_args!("-- {}{shard} is whole", bad.bank));
-                    self.bad.lock()[usize::from(shard)] = None;
+                    self.trace.note(format_args!("-- {bank}{shard} is whole"));
+                    self.healed(bank, shard);
                 }
-                Some(why) => {
-                    rest = Some((format!("shard {shard} ({:?}): {why}", bad.fault), since))
-                }
+                Some(why) => rest = Some((format!("{bank}{shard} ({fault:?}): {why}"), since)),
             }
         }
         rest
@@ -312,7 +336,7 @@ impl World {
     /// Is some replica bad because its records rotted? Refreshing and scrubbing ends that.
     #[must_use]
     pub fn rots(&self) -> bool {
-        self.bad.lock().iter().flatten().any(|b| matches!(b.fault, Fault::Rot { .. }))
+        self.bad.lock().iter().any(|b| matches!(b.fault, Fault::Rot { .. }))
     }
 
     /// What refresh and scrub have not mended yet on a replica whose records rotted.
@@ -445,8 +469,8 @@ impl World {
     pub fn all_start(&self) {
         let bad = self.bad.lock().clone();
         for node in self.all() {
-            let away = bad[usize::from(node.shard)].is_some_and(|b| {
-                b.bank == node.bank
+            let away = bad.iter().any(|b| {
+                (b.bank, b.shard) == (node.bank, node.shard)
                     && b.ended.is_none()
                     && matches!(b.fault, Fault::Kill | Fault::Power | Fault::Hang)
             });

@@ -40,6 +40,17 @@ pub struct ShardPlan {
     pub entry: PartHead,
 }
 
+impl ShardPlan {
+    /// Where a voter stands that was brought everything through [`ShardPlan::settled`]: before the
+    /// first pending part that stays. `tail` is the source's, which may also hold parts that are void,
+    /// and parts behind a gap: they say nothing of the chain.
+    #[must_use]
+    pub fn joint(&self, tail: &[PartHead]) -> Version {
+        let first = self.chain.first();
+        tail.iter().find(|h| Some(&h.version) == first).map_or(self.end, |h| h.predecessor)
+    }
+}
+
 /// What becomes of the volume.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Plan {
@@ -479,5 +490,34 @@ impl ChainView<'_> {
         let append: Vec<Version> = above(reached).map(|(v, _)| *v).collect();
         let attach = own.into_iter().chain(append.iter().copied()).collect();
         Step { attach, catch_up: (!joins).then_some(log.applied), append }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Found by the simulation: the source was at 4 and held 6 detached; who was joined at 6's
+    /// predecessor 5 claimed a part that nobody had, and the next opener took group 5 for settled.
+    #[test]
+    fn a_part_behind_a_gap_does_not_say_where_the_chain_ends() {
+        let v = |seq| Version::new(2, seq);
+        let head = |seq, predecessor| PartHead {
+            version: v(seq),
+            predecessor: v(predecessor),
+            ..PartHead::default()
+        };
+        let plan = |chain: Vec<Version>, end| ShardPlan {
+            source: BankId::A,
+            chain,
+            end,
+            settled: v(4),
+            openings: Vec::new(),
+            settle: [BankId::A, BankId::B],
+            steps: PerBank::from_fn(|_| None),
+            entry: PartHead::default(),
+        };
+        assert_eq!(plan(vec![], v(4)).joint(&[head(6, 5)]), v(4));
+        assert_eq!(plan(vec![v(7)], v(7)).joint(&[head(7, 3), head(9, 8)]), v(3));
     }
 }

@@ -1,0 +1,233 @@
+//! Rules of the protocol, broken on purpose, to see that the simulation notices. All are broken from
+//! outside, between a mount and its nodes or below a node: the product has no hook for it.
+
+use bytes::{Bytes, BytesMut};
+use storenode::part::{self, Part};
+use storenode::service::Service;
+use storenode::wire::{BankId, Configuration, Envelope, InstallKind, Reply, Request, Version};
+
+/// A broken rule. Numbers in brackets are those of the traps that the rule is there for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Broken {
+    /// A part is acked when it arrives and stored later: one durable copy is enough. [4, 12]
+    AckedBeforeStored,
+    /// A flush answers Ok and does nothing. [12]
+    FlushLies,
+    /// A flush that failed is tried again, and that is believed. [13]
+    FlushRetried,
+    /// Promise, role and configuration are not durable when they are answered. [8]
+    StateNotDurable,
+    /// Nodes obey a writer that was fenced. [8]
+    OldWriterObeyed,
+    /// Damage is told as if there had been nothing. [5]
+    DamageIsAbsence,
+    /// A node states the end of its log, gaps or not. [6]
+    GapsIgnored,
+    /// A new epoch keeps every pending part, of the chain or not. [1, 7]
+    NothingIsVoid,
+    /// What a node holds is committed as soon as it has it. [7]
+    CommittedByOne,
+    /// The volume is served before the opening entry is durable. [1]
+    EntryNotAwaited,
+    /// The opening entry is written before what it promises is settled. [2]
+    CutBeforeSettling,
+    /// Reads are not bound to a position. [28]
+    ReadsUnbound,
+    /// Tombstones are dropped as soon as they are applied somewhere. [22]
+    TombstonesDroppedEarly,
+    /// Catch-up leaves tombstones out. [15]
+    TombstonesNotCopied,
+    /// A replica joins without the records it missed. [14]
+    JoinedEmpty,
+    /// A new configuration is kept by one of the two remaining voters only. [20]
+    ConfiguredOnOne,
+    /// An emptied store keeps its id, its role, and its word of what it acked. [19, 21]
+    EmptyStoreVotes,
+    /// Messages are not bound to the store they are meant for. [17, 21]
+    AnyStoreWillDo,
+}
+
+impl Broken {
+    /// All of them.
+    pub const ALL: [Broken; 18] = [
+        Broken::AckedBeforeStored,
+        Broken::FlushLies,
+        Broken::FlushRetried,
+        Broken::StateNotDurable,
+        Broken::OldWriterObeyed,
+        Broken::DamageIsAbsence,
+        Broken::GapsIgnored,
+        Broken::NothingIsVoid,
+        Broken::CommittedByOne,
+        Broken::EntryNotAwaited,
+        Broken::CutBeforeSettling,
+        Broken::ReadsUnbound,
+        Broken::TombstonesDroppedEarly,
+        Broken::TombstonesNotCopied,
+        Broken::JoinedEmpty,
+        Broken::ConfiguredOnOne,
+        Broken::EmptyStoreVotes,
+        Broken::AnyStoreWillDo,
+    ];
+}
+
+/// What the network makes of a request under a broken rule.
+pub(crate) enum Bent {
+    /// It goes on, changed or not.
+    Passed(Envelope, Request, Bytes),
+    /// It is answered in the node's place.
+    Answered(Reply),
+}
+
+fn parts(lens: &[u32], bulk: &Bytes) -> Vec<Part> {
+    let mut at = 0;
+    let mut out = Vec::new();
+    for len in lens {
+        let end = at + *len as usize;
+        out.extend(bulk.get(at..end).and_then(|_| part::decode(bulk.slice(at..end)).ok()));
+        at = end;
+    }
+    out
+}
+
+/// An answer that claims the last of these parts.
+fn claim(service: &Service, parts: &[Part]) -> Reply {
+    let mut p = service.status().position;
+    p.position = parts.last().map_or(p.position, |x| x.head.version.max(p.position));
+    p.high = p.high.max(p.position);
+    Reply::Position(p)
+}
+
+/// Bends a request on its way to a node. The second: it reaches the node so much later, unchanged,
+/// milliseconds.
+pub(crate) fn bend(
+    rule: Broken,
+    (bank, _): (BankId, u16),
+    service: &Service,
+    mut e: Envelope,
+    request: Request,
+    bulk: Bytes,
+) -> (Bent, Option<u64>) {
+    let status = service.status();
+    let bent = match (rule, request) {
+        (Broken::AckedBeforeStored, Request::Append { lens, .. }) if status.attached == e.epoch => {
+            return (Bent::Answered(claim(service, &parts(&lens, &bulk))), Some(300));
+        }
+        (Broken::OldWriterObeyed, request)
+            if e.epoch < status.promise.epoch && !matches!(request, Request::Fence { .. }) =>
+        {
+            (e.epoch, e.nonce) = (status.promise.epoch, status.promise.nonce);
+            Bent::Passed(e, request, bulk)
+        }
+        (Broken::NothingIsVoid, Request::Attach { cut, .. }) => {
+            let tail = service.handle(e, Request::Tail { from: Version::ZERO }, Bytes::new());
+            let mut chain = Vec::new();
+            if let Ok((Reply::Tail { .. }, pieces)) = tail {
+                let heads = pieces.into_iter().filter_map(|b| part::decode(b).ok());
+                chain.extend(heads.map(|p| p.head.version));
+            }
+            Bent::Passed(e, Request::Attach { chain, cut }, bulk)
+        }
+        (Broken::CommittedByOne, Request::Append { lens, watermark }) => {
+            let newest = parts(&lens, &bulk).last().map(|p| p.head.version);
+            let watermark = newest.unwrap_or_default().max(watermark);
+            Bent::Passed(e, Request::Append { lens, watermark }, bulk)
+        }
+        (Broken::EntryNotAwaited, Request::Append { lens, watermark }) => {
+            let parts = parts(&lens, &bulk);
+            if parts.iter().any(|p| p.head.cut.is_some()) && parts.len() == 1 {
+                return (Bent::Answered(claim(service, &parts)), Some(400));
+            }
+            Bent::Passed(e, Request::Append { lens, watermark }, bulk)
+        }
+        (Broken::CutBeforeSettling, Request::Append { lens, watermark }) => {
+            let parts = parts(&lens, &bulk);
+            let old = parts.iter().all(|p| p.head.version.epoch < e.epoch);
+            if old && !parts.is_empty() {
+                return (Bent::Answered(claim(service, &parts)), Some(400));
+            }
+            Bent::Passed(e, Request::Append { lens, watermark }, bulk)
+        }
+        (Broken::ReadsUnbound, Request::Read { keys, .. }) => {
+            Bent::Passed(e, Request::Read { keys, through: Version::ZERO }, bulk)
+        }
+        (Broken::ReadsUnbound, Request::Digests { keys, .. }) => {
+            Bent::Passed(e, Request::Digests { keys, through: Version::ZERO }, bulk)
+        }
+        (Broken::ReadsUnbound, Request::Scan { start, end, limit, values, .. }) => {
+            let through = Version::ZERO;
+            Bent::Passed(e, Request::Scan { start, end, limit, values, through }, bulk)
+        }
+        (Broken::TombstonesDroppedEarly, Request::Append { lens, watermark }) => {
+            let mut all = BytesMut::new();
+            let mut new_lens = Vec::new();
+            for p in parts(&lens, &bulk) {
+                let mut head = p.head.clone();
+                head.floor = head.floor.max(head.predecessor);
+                let value = |at: u32, n: u32| p.bytes.slice(at as usize..(at + n) as usize);
+                let records: Vec<_> = p
+                    .records
+                    .iter()
+                    .map(|r| (r.key.clone(), r.value.map(|(at, n)| value(at, n))))
+                    .collect();
+                let bytes = part::encode(&head, &records);
+                new_lens.push(bytes.len() as u32);
+                all.extend_from_slice(&bytes);
+            }
+            Bent::Passed(e, Request::Append { lens: new_lens, watermark }, all.freeze())
+        }
+        (
+            Broken::TombstonesNotCopied,
+            Request::Install { mut records, as_of, kind: InstallKind::CatchUp },
+        ) => {
+            records.retain(|r| r.len.is_some());
+            Bent::Passed(e, Request::Install { records, as_of, kind: InstallKind::CatchUp }, bulk)
+        }
+        (Broken::JoinedEmpty, Request::Install { records, kind: InstallKind::CatchUp, .. }) => {
+            Bent::Answered(Reply::Installed { taken: records.len() as u32 })
+        }
+        (Broken::AnyStoreWillDo | Broken::EmptyStoreVotes, request)
+            if status.volume == Some(e.volume) =>
+        {
+            e.store = status.store;
+            Bent::Passed(e, request, bulk)
+        }
+        (Broken::ConfiguredOnOne, Request::Configure { .. }) if bank == BankId::C => {
+            Bent::Answered(Reply::Done)
+        }
+        (_, request) => Bent::Passed(e, request, bulk),
+    };
+    (bent, None)
+}
+
+/// Bends an answer on its way back. `newest` remembers what this place was ever said to be.
+pub(crate) fn bend_back(rule: Broken, reply: &mut Reply, newest: &mut Memory) {
+    match (rule, reply) {
+        (Broken::GapsIgnored, Reply::Position(p)) => {
+            if let Some((_, last)) = p.detached {
+                p.position = p.position.max(last);
+            }
+        }
+        (Broken::DamageIsAbsence, Reply::Status(s)) => s.damaged_through = None,
+        (Broken::DamageIsAbsence, Reply::Tail { damaged_through, .. }) => *damaged_through = None,
+        (Broken::ConfiguredOnOne, Reply::Status(s)) => {
+            // Whoever asks believes that it is kept.
+            if newest.configuration.number < s.configuration.number {
+                newest.configuration = s.configuration;
+            }
+            s.configuration = newest.configuration;
+        }
+        (Broken::EmptyStoreVotes, Reply::Status(s)) => {
+            newest.high = newest.high.max(s.position.high);
+            s.position.high = newest.high;
+        }
+        _ => {}
+    }
+}
+
+/// What one node once said, or, of configurations, its shard.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Memory {
+    high: Version,
+    configuration: Configuration,
+}
