@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use storenode::wire::{
-    BankId, Envelope, Fault, Key, PerBank, Reply, Request, StoreId, WIRE_FORMAT,
+    BankId, Envelope, Fault, Key, PerBank, Reply, Request, StoreId, Version, WIRE_FORMAT,
 };
 use voter::bank::Bank;
 use voter::bank::faulty::FaultyBank;
@@ -414,6 +414,27 @@ fn refresh_alone_finds_lost_foreign_and_corrupt_records() {
         c.check().await;
         let report = c.v.scrub(|_, _| {}).await;
         assert_eq!(report.damaged, 0, "{report:?}");
+    });
+}
+
+/// Intact and signed, but of a version that nothing committed has, or that its epoch never reached.
+#[test]
+fn a_record_of_an_impossible_version_is_outvoted_and_removed() {
+    runtime_test(async {
+        let world = World::made().await;
+        let c = filled(&world).await;
+        await_redundancy(&c.v, 3).await;
+        for (n, version) in [(700, Version::new(1, 9_999)), (701, Version::new(7, 1))] {
+            let shard = shard_of(&key(n));
+            let node = world.nodes[BankId::A][shard as usize].service().expect("runs");
+            let value = b"forged".to_vec();
+            node.inject(Fault::Put { key: key(n), value, version: Some(version) }).expect("put");
+            assert_eq!(c.v.get(vec![(shard, key(n))]).await.expect("two banks"), [None]);
+        }
+        c.check().await;
+        c.v.refresh(|_, _| {}).await;
+        world.await_equal().await;
+        c.check().await;
     });
 }
 

@@ -287,7 +287,7 @@ impl Files {
 }
 
 fn agree(got: Result<(), FsError>, want: Result<(), i32>) -> Check {
-    if got.as_ref().map(|()| ()).map_err(|e| e.errno) == want {
+    if got.as_ref().copied().map_err(|e| e.errno) == want {
         return Ok(());
     }
     match (got, want) {

@@ -82,6 +82,9 @@ impl<W: Work> History<W> {
     }
 }
 
+/// A mount that was taken over, its history, and what still writes to it.
+type Ghost<W> = (Arc<Replicated>, Arc<Mutex<History<W>>>, JoinHandle<()>);
+
 /// See the module.
 pub struct Life<'a, W: Work> {
     plan: &'a Plan,
@@ -90,7 +93,7 @@ pub struct Life<'a, W: Work> {
     mount: Option<(Arc<Replicated>, W)>,
     history: Arc<Mutex<History<W>>>,
     /// Histories of mounts that were taken over and may still live.
-    ghosts: Vec<(Arc<Replicated>, Arc<Mutex<History<W>>>, JoinHandle<()>)>,
+    ghosts: Vec<Ghost<W>>,
     syncs: Vec<JoinHandle<()>>,
     opened: u64,
     /// Operations submitted and syncs acknowledged, for the report.

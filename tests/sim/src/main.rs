@@ -121,7 +121,7 @@ fn run_many(json: bool, many: &Many) -> bool {
     let began = Instant::now();
     let limit = minutes.map(|m| Duration::from_secs(60 * m));
     let [next, done, failed, operations, refusals, messages, virtual_ms, told] =
-        [(); 7].map(|()| AtomicU64::new(0));
+        [(); 8].map(|()| AtomicU64::new(0));
     std::thread::scope(|s| {
         for _ in 0..jobs {
             s.spawn(|| {
