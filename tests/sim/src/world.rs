@@ -322,7 +322,8 @@ impl World {
     /// be, virtual milliseconds.
     pub fn look(&self) -> Option<(String, u64)> {
         let mut rest = None;
-        for Bad { shard, bank, fault, ended } in self.bad.lock().clone() {
+        let bad = self.bad.lock().clone();
+        for Bad { shard, bank, fault, ended } in bad {
             let Some(since) = ended else { continue };
             let rotten = || match fault {
                 Fault::Rot { .. } => self.still_rotten(bank, shard),

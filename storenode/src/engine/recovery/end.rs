@@ -127,14 +127,6 @@ impl Engine {
                 Kind::Records => header.checked as usize,
                 _ => payload.len(),
             };
-            {
-                // What its header says is committed must stand in the copy's, or it would be told as
-                // durable and be gone after the next power cut.
-                let mut core = self.core.lock();
-                if header.watermark.epoch <= core.chain.sum.log_epoch {
-                    core.chain.learn(header.watermark);
-                }
-            }
             let full_crc = (header.kind == Kind::Part).then_some(header.full_crc);
             let entry = NewEntry { kind: header.kind, pieces: vec![&payload], checked, full_crc };
             let written =
