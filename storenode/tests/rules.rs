@@ -509,6 +509,28 @@ fn what_is_lost_is_told_until_it_is_there_again() {
     assert_eq!((n.position().position, lost(&n)), (v(1, 2), None));
 }
 
+/// What no mark covers is written again at a start. Without room for that it stays where it is, and
+/// must not be cut off by the segment that comes next.
+#[test]
+fn a_start_on_a_full_disk_keeps_what_was_not_marked() {
+    let n = Node::new(1 << 20);
+    for seq in 1..=3 {
+        n.write(seq, &vec![put(b"a", &[seq as u8; 2000])]).unwrap();
+    }
+    let mut n = n.crash();
+    n.take(2);
+    n.append(&[part(v(2, 4), v(1, 3), &vec![put(b"a", b"four")])], v(1, 3)).unwrap();
+    let space = n.disk.space().unwrap();
+    n.disk.set_capacity(Some(space.total_bytes - space.free_bytes));
+    let mut n = n.crash();
+    assert_eq!(n.position().position, v(2, 4));
+    n.disk.set_capacity(None);
+    n.take(3);
+    n.append(&[part(v(3, 5), v(2, 4), &vec![put(b"a", b"five")])], v(2, 4)).unwrap();
+    let n = n.crash();
+    assert_eq!((n.position().position, n.service.status().damaged_through), (v(3, 5), None));
+}
+
 #[test]
 fn a_damaged_state_is_not_a_blank_node() {
     let n = Node::new(1 << 20);

@@ -4,7 +4,9 @@
 use bytes::{Bytes, BytesMut};
 use storenode::part::{self, Part};
 use storenode::service::Service;
-use storenode::wire::{BankId, Configuration, Envelope, InstallKind, Reply, Request, Version};
+use storenode::wire::{
+    BankId, BucketHash, Configuration, Envelope, InstallKind, Reply, Request, Version,
+};
 
 /// A broken rule. Numbers in brackets are those of the traps that the rule is there for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +43,12 @@ pub enum Broken {
     JoinedEmpty,
     /// A new configuration is kept by one of the two remaining voters only. [20]
     ConfiguredOnOne,
+    /// The opener does not see pending parts. [1, 5]
+    TailNotRead,
+    /// Refresh finds all replicas alike. [29]
+    DifferencesUnseen,
+    /// Scrub finds nothing damaged. [25]
+    ScrubBlind,
     /// An emptied store keeps its id, its role, and its word of what it acked. [19, 21]
     EmptyStoreVotes,
     /// Messages are not bound to the store they are meant for. [17, 21]
@@ -49,7 +57,7 @@ pub enum Broken {
 
 impl Broken {
     /// All of them.
-    pub const ALL: [Broken; 18] = [
+    pub const ALL: [Broken; 21] = [
         Broken::AckedBeforeStored,
         Broken::FlushLies,
         Broken::FlushRetried,
@@ -66,6 +74,9 @@ impl Broken {
         Broken::TombstonesNotCopied,
         Broken::JoinedEmpty,
         Broken::ConfiguredOnOne,
+        Broken::TailNotRead,
+        Broken::DifferencesUnseen,
+        Broken::ScrubBlind,
         Broken::EmptyStoreVotes,
         Broken::AnyStoreWillDo,
     ];
@@ -192,6 +203,9 @@ pub(crate) fn bend(
             e.store = status.store;
             Bent::Passed(e, request, bulk)
         }
+        (Broken::TailNotRead, Request::Tail { .. }) => {
+            Bent::Answered(Reply::Tail { lens: Vec::new(), more: false, damaged_through: None })
+        }
         (Broken::ConfiguredOnOne, Request::Configure { .. }) if bank == BankId::C => {
             Bent::Answered(Reply::Done)
         }
@@ -208,6 +222,10 @@ pub(crate) fn bend_back(rule: Broken, reply: &mut Reply, newest: &mut Memory) {
                 p.position = p.position.max(last);
             }
         }
+        (Broken::DifferencesUnseen, Reply::Hashes { buckets, .. }) => {
+            buckets.iter_mut().for_each(|b| *b = BucketHash::default());
+        }
+        (Broken::ScrubBlind, Reply::Verified { bad, .. }) => bad.clear(),
         (Broken::DamageIsAbsence, Reply::Status(s)) => s.damaged_through = None,
         (Broken::DamageIsAbsence, Reply::Tail { damaged_through, .. }) => *damaged_through = None,
         (Broken::ConfiguredOnOne, Reply::Status(s)) => {

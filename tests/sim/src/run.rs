@@ -172,13 +172,13 @@ pub fn shrink(plan: Plan, mut told: impl FnMut(&Plan)) -> Option<(Plan, Outcome)
 }
 
 /// Runs seeds with a broken rule until one notices: the seed, and what it saw. `None` = none of them.
-/// Damage that is told as absence shows only when the bank that could tell is away, so that rule is
-/// broken beyond the fault model.
+/// Some of them two good banks make up for: these are broken beyond the fault model.
 #[must_use]
 pub fn notice(rule: Broken, seeds: std::ops::Range<u64>) -> Option<(u64, String)> {
     seeds.into_iter().find_map(|seed| {
         let mut plan = Plan::draw(seed).broken(rule);
-        if rule == Broken::DamageIsAbsence {
+        if matches!(rule, Broken::DamageIsAbsence | Broken::FlushRetried | Broken::EmptyStoreVotes)
+        {
             plan = plan.beyond();
         }
         run(&plan, false).failure.map(|why| (seed, why))

@@ -1,7 +1,9 @@
 //! The end of a replay: what is written again, what is lost, and where the counters begin.
 
 use super::super::chain::Place;
-use super::super::entry::{AttachMark, Kind, decode_small, encode_small, part_table_len};
+use super::super::entry::{
+    AttachMark, Kind, decode_small, encode_small, entry_len, part_table_len,
+};
 use super::super::index::Slot;
 use super::super::log::{NewEntry, Tail, WriteError, Written};
 use super::super::segment::{SEGMENT_HEAD_LEN, segment_name, sidecar_name};
@@ -13,6 +15,9 @@ use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::Ordering;
+
+/// Room wanted beside the tail that is written again, bytes: the head of its segment.
+const SPARE_BYTES: u64 = 64 << 10;
 
 impl Engine {
     /// Writes what may not be on the disk again, decides what is lost, and starts the counters.
@@ -99,7 +104,10 @@ impl Engine {
     fn rewrite(&self, r: &mut Replay, unsynced: Vec<Unsynced>) -> Result<(), OpenError> {
         let mut moved: BTreeMap<Place, Place> = BTreeMap::new();
         let mut tail = self.writer.lock();
-        let mut full_disk = false;
+        // All of it is written again, or none: what stays where it is must not lie beyond the end that
+        // the head of a new segment gives to its own.
+        let bytes: u64 = unsynced.iter().map(|u| entry_len(u.payload.len())).sum();
+        let full_disk = self.room().1 < bytes + SPARE_BYTES;
         for u in unsynced {
             let header = u.header;
             if header.kind == Kind::Part && !u.full {
@@ -135,7 +143,11 @@ impl Engine {
                 Ok(w) => w[0],
                 Err(WriteError::Full) => {
                     // No space to write it again: it stays where it is and is synced there.
-                    full_disk = true;
+                    if !full_disk {
+                        let what = "no room to write the log's tail again".to_owned();
+                        let error = io::Error::from(io::ErrorKind::StorageFull);
+                        return Err(OpenError::Io { what, error });
+                    }
                     if let Some((n, len)) = &mut r.previous {
                         *len = (*len).max(u64::from(u.place.offset) + payload.len() as u64);
                         *len = len.next_multiple_of(8);
@@ -151,6 +163,9 @@ impl Engine {
             moved.insert(u.place, w.place);
             let mut core = self.core.lock();
             self.replay_entry(r, &mut core, &header, payload, w, u.full);
+        }
+        if full_disk {
+            tail.previous = r.previous;
         }
         drop(tail);
         self.log.sync_through(self.log.written()).map_err(|_| OpenError::Io {
