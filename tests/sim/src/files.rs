@@ -10,7 +10,7 @@ use crate::work::{Check, Tag, Trouble, Work, refused};
 use bytes::Bytes;
 use fs::filesystem::{
     Attr, CacheLimits, Caller, FileSystem, FormatOptions, FsError, FsOptions, Ino, Kind, SetAttr,
-    Timespec, XattrMode,
+    Strip, Timespec, XattrMode,
 };
 use fs::key::ROOT;
 use futures_util::FutureExt as _;
@@ -177,7 +177,9 @@ impl Files {
             Op::Write(ino, offset, len) => {
                 let fill = tag.operation as u8 | 1;
                 let data: Vec<u8> = (0..len).map(|i| (i / 7) as u8 ^ fill).collect();
-                let got = fs.write(ino, 0, offset, Bytes::from(data.clone()), false, false).await;
+                let got = fs
+                    .write(ino, 0, offset, Bytes::from(data.clone()), Strip::Capability, false)
+                    .await;
                 model.write(ino, offset, &data);
                 model.content_changed(ino, false);
                 agree(got.map(|_| ()), Ok(()))
