@@ -13,7 +13,7 @@
 //! * [`node`], [`mount`], [`cluster`]: one storage node, one mount, all of it together
 //! * [`host`]: namespaces for the programs that use the mount, so that nothing survives a test
 //! * [`oracle`]: what the banks hold, compared outside the mount
-//! * [`reference`]: an ext4, to compare answers with
+//! * [`mod@reference`]: an ext4, to compare answers with
 //! * [`tree`], [`load`]: files whose hashes are kept outside, and work that goes on while
 //!   something breaks
 //! * [`random`]: seeds that a failure prints and `TERCET_SEED` replays
