@@ -8,50 +8,50 @@ use storenode::wire::{
     BankId, BucketHash, Configuration, Envelope, InstallKind, Reply, Request, Version,
 };
 
-/// A broken rule. Numbers in brackets are those of the traps that the rule is there for.
+/// A broken rule. The traps are those of the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Broken {
-    /// A part is acked when it arrives and stored later: one durable copy is enough. [4, 12]
+    /// A part is acked when it arrives and stored later: one durable copy is enough. (traps 4 and 12)
     AckedBeforeStored,
-    /// A flush answers Ok and does nothing. [12]
+    /// A flush answers Ok and does nothing. (trap 12)
     FlushLies,
-    /// A flush that failed is tried again, and that is believed. [13]
+    /// A flush that failed is tried again, and that is believed. (trap 13)
     FlushRetried,
-    /// Promise, role and configuration are not durable when they are answered. [8]
+    /// Promise, role and configuration are not durable when they are answered. (trap 8)
     StateNotDurable,
-    /// Nodes obey a writer that was fenced. [8]
+    /// Nodes obey a writer that was fenced. (trap 8)
     OldWriterObeyed,
-    /// Damage is told as if there had been nothing. [5]
+    /// Damage is told as if there had been nothing. (trap 5)
     DamageIsAbsence,
-    /// A node states the end of its log, gaps or not. [6]
+    /// A node states the end of its log, gaps or not. (trap 6)
     GapsIgnored,
-    /// A new epoch keeps every pending part, of the chain or not. [1, 7]
+    /// A new epoch keeps every pending part, of the chain or not. (traps 1 and 7)
     NothingIsVoid,
-    /// What a node holds is committed as soon as it has it. [7]
+    /// What a node holds is committed as soon as it has it. (trap 7)
     CommittedByOne,
-    /// The volume is served before the opening entry is durable. [1]
+    /// The volume is served before the opening entry is durable. (trap 1)
     EntryNotAwaited,
-    /// The opening entry is written before what it promises is settled. [2]
+    /// The opening entry is written before what it promises is settled. (trap 2)
     CutBeforeSettling,
-    /// Reads are not bound to a position. [28]
+    /// Reads are not bound to a position. (trap 28)
     ReadsUnbound,
-    /// Tombstones are dropped as soon as they are applied somewhere. [22]
+    /// Tombstones are dropped as soon as they are applied somewhere. (trap 22)
     TombstonesDroppedEarly,
-    /// Catch-up leaves tombstones out. [15]
+    /// Catch-up leaves tombstones out. (trap 15)
     TombstonesNotCopied,
-    /// A replica joins without the records it missed. [14]
+    /// A replica joins without the records it missed. (trap 14)
     JoinedEmpty,
-    /// A new configuration is kept by one of the two remaining voters only. [20]
+    /// A new configuration is kept by one of the two remaining voters only. (trap 20)
     ConfiguredOnOne,
-    /// The opener does not see pending parts. [1, 5]
+    /// The opener does not see pending parts. (traps 1 and 5)
     TailNotRead,
-    /// Refresh finds all replicas alike. [29]
+    /// Refresh finds all replicas alike. (trap 29)
     DifferencesUnseen,
-    /// Scrub finds nothing damaged. [25]
+    /// Scrub finds nothing damaged. (trap 25)
     ScrubBlind,
-    /// An emptied store keeps its id, its role, and its word of what it acked. [19, 21]
+    /// An emptied store keeps its id, its role, and its word of what it acked. (traps 19 and 21)
     EmptyStoreVotes,
-    /// Messages are not bound to the store they are meant for. [17, 21]
+    /// Messages are not bound to the store they are meant for. (traps 17 and 21)
     AnyStoreWillDo,
 }
 
