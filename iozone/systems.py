@@ -88,7 +88,21 @@ class Disk(System):
     name, label = "disk", "the disk's own filesystem"
 
 
-class PassThrough(System):
+class Mounted(System):
+    """One whose client is a process that `mount` starts and umount(8) ends, with what it remembers."""
+
+    def forget(self):
+        sh("umount", self.dir)
+        drop_kernel_caches()
+        self.mount()
+
+    def stop(self):
+        if os.path.ismount(self.dir):
+            sh("umount", self.dir)
+        super().stop()
+
+
+class PassThrough(Mounted):
     """bindfs: what FUSE costs when the other side is a local directory."""
     name, label = "passthrough", "FUSE pass-through (bindfs)"
 
@@ -102,18 +116,8 @@ class PassThrough(System):
         sh("bindfs", "-o", "attr_timeout=3600,entry_timeout=3600", self.base / "below", self.dir)
         wait_mounted(self.dir)
 
-    def forget(self):
-        sh("umount", self.dir)
-        drop_kernel_caches()
-        self.mount()
 
-    def stop(self):
-        if os.path.ismount(self.dir):
-            sh("umount", self.dir)
-        super().stop()
-
-
-class Gluster(System):
+class Gluster(Mounted):
     """GlusterFS, replica 3, bricks on the same disk, daemons bound to loopback."""
     name, label = "gluster", "GlusterFS replica 3"
 
@@ -124,7 +128,7 @@ class Gluster(System):
         self.host = socket.gethostname()
         if socket.gethostbyname(self.host).split(".")[0] != "127":
             raise Missing(f"GlusterFS needs {self.host} to resolve to 127.0.0.1: add it to /etc/hosts")
-        work, bricks = self.base / "work", []
+        work = self.base / "work"
         for d in (work, *(self.base / f"brick{i}" for i in range(3))):
             d.mkdir()
         vol = self.base / "glusterd.vol"
@@ -147,11 +151,6 @@ class Gluster(System):
     def mount(self):
         sh("mount", "-t", "glusterfs", f"{self.host}:/tercetbench", self.dir)
         wait_mounted(self.dir)
-
-    def forget(self):
-        sh("umount", self.dir)
-        drop_kernel_caches()
-        self.mount()
 
     def stop(self):
         if os.path.ismount(self.dir):
