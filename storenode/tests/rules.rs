@@ -300,6 +300,24 @@ fn repairs_take_what_is_newer_or_heals() {
     assert!(matches!(n.call(r), Err(NodeError::Bad { .. })));
 }
 
+/// A repair that was decided before a record was written knows nothing of it: it neither removes it
+/// nor replaces it by something older, even when the newer one is damaged.
+#[test]
+fn a_late_repair_leaves_alone_what_was_written_since() {
+    let n = Node::new(1 << 20);
+    n.write(1, &vec![put(b"a", b"one")]).unwrap();
+    n.write(2, &vec![put(b"a", b"two")]).unwrap();
+    n.commit(v(1, 2));
+    let remove = |as_of| Request::Remove { key: b"a".to_vec(), seen: v(1, 2), as_of };
+    assert_eq!(n.call(remove(v(1, 1))).unwrap().0, Reply::Installed { taken: 0 });
+    assert_eq!(value(n.read(b"a", v(1, 2))), Some("two".into()));
+    n.service.inject(Fault::Corrupt { key: b"a".to_vec() }).unwrap();
+    let one = [(b"a".to_vec(), v(1, 1), Some(Bytes::from("one")))];
+    assert_eq!(n.install(&one, v(1, 1), InstallKind::Repair), Ok(0));
+    assert!(matches!(n.read(b"a", v(1, 2)).unwrap().0, Found::Damaged { .. }));
+    assert_eq!(n.call(remove(v(1, 2))).unwrap().0, Reply::Installed { taken: 1 });
+}
+
 #[test]
 fn a_store_that_was_away_catches_up_by_delta_and_tail() {
     let (src, dst) = (Node::new(8192), Node::new(8192));

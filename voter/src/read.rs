@@ -228,7 +228,7 @@ async fn attempt(
     for (n, k) in open.iter().enumerate() {
         match conclude(&tables[n]) {
             Ok(voted) => {
-                if needs_repair(&tables[n], floor) {
+                if needs_repair(&tables[n], floor, through) {
                     tracing::warn!(shard, key = %hex(&keys[*k]), "a replica differs; repairing");
                     shared.order_repair(shard, keys[*k].clone());
                 }
@@ -270,12 +270,12 @@ pub(crate) fn tabulate(n: usize, answers: Vec<Ask>, why: &mut String) -> (Vec<An
     (tables, heard)
 }
 
-fn needs_repair(answers: &Answers, floor: Version) -> bool {
+fn needs_repair(answers: &Answers, floor: Version, through: Version) -> bool {
     let ballots = PerBank::from_fn(|b| answers[b].ballot);
     let verdict = tally(&ballots);
     let foreign = matches!(verdict, Verdict::Absent | Verdict::Tombstone { .. })
         && answers.iter().any(|(_, a)| a.ballot == Ballot::Damaged);
-    foreign || fixes(&ballots, &verdict, floor).iter().any(|(_, f)| f.is_some())
+    foreign || fixes(&ballots, &verdict, floor, through).iter().any(|(_, f)| f.is_some())
 }
 
 /// All answers, but once two are in not longer than `patience` for the third.

@@ -101,7 +101,7 @@ async fn mend_chunk(shared: &Arc<Shared>, shard: u16, keys: &[Key]) -> Result<us
         };
         let ballots = PerBank::from_fn(|b| answers[b].ballot);
         let verdict = tally(&ballots);
-        for (bank, fix) in fixes(&ballots, &verdict, floor).iter() {
+        for (bank, fix) in fixes(&ballots, &verdict, floor, through).iter() {
             // A record from beyond what was committed has no vote, but it is there.
             let foreign = (verdict == Verdict::Absent && ballots[bank] == Ballot::Damaged)
                 .then_some(answers[bank].claimed)

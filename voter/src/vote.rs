@@ -252,8 +252,20 @@ pub enum Fix {
 
 /// Which banks need repair after a final verdict. Only banks that answered are named: what is
 /// silent or behind heals by catch-up. A tombstone at or below `floor` may be missing rightly.
+///
+/// `through` is the position asked for. A bank that answers late may rightly hold what was written
+/// meanwhile, and the others, who answered before, do not have it: then their agreement says nothing
+/// about it, and nobody is repaired (trap 28). The next look sees them at one position.
 #[must_use]
-pub fn fixes(ballots: &PerBank<Ballot>, verdict: &Verdict, floor: Version) -> PerBank<Option<Fix>> {
+pub fn fixes(
+    ballots: &PerBank<Ballot>,
+    verdict: &Verdict,
+    floor: Version,
+    through: Version,
+) -> PerBank<Option<Fix>> {
+    if ballots.iter().any(|(_, b)| b.record().is_some_and(|(version, _)| version > through)) {
+        return PerBank::from_fn(|_| None);
+    }
     PerBank::from_fn(|b| {
         let ballot = &ballots[b];
         if !ballot.answered() {

@@ -81,7 +81,7 @@ fn vote(banks: &mut PerBank<Bank>, compared: PerBank<bool>, key: &Key, floor: Ve
         }
         _ => None,
     };
-    for (b, fix) in fixes(&ballots, &verdict, floor).iter() {
+    for (b, fix) in fixes(&ballots, &verdict, floor, THROUGH).iter() {
         match fix {
             None => {}
             Some(Fix::Remove { .. }) => drop(banks[b].remove(key)),

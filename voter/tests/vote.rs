@@ -266,7 +266,7 @@ fn only_what_verifies_is_valid() {
 fn fixes_heal() {
     every_ballot(|mut ballots| {
         let verdict = tally(&ballots);
-        let todo = fixes(&ballots, &verdict, Version::ZERO);
+        let todo = fixes(&ballots, &verdict, Version::ZERO, NEW);
         let winner = match verdict {
             Verdict::Value { from, .. } | Verdict::Tombstone { from, .. } => Some(ballots[from]),
             Verdict::Absent => None,
@@ -300,7 +300,19 @@ fn fixes_heal() {
 fn a_dropped_tombstone_is_no_difference() {
     let ballots = PerBank([grave(OLD), Ballot::Absent, grave(OLD)]);
     let verdict = tally(&ballots);
-    assert_eq!(fixes(&ballots, &verdict, OLD), PerBank([None; 3]));
-    let todo = fixes(&ballots, &verdict, Version::ZERO);
+    assert_eq!(fixes(&ballots, &verdict, OLD, NEW), PerBank([None; 3]));
+    let todo = fixes(&ballots, &verdict, Version::ZERO, NEW);
     assert_eq!(todo[BankId::B], Some(Fix::Install));
+}
+
+/// A bank that answers late holds what was committed meanwhile; the two that answered before agree on
+/// what was there then, or on nothing. Its record must stay (trap 28).
+#[test]
+fn what_is_newer_than_the_question_is_no_loser() {
+    every_ballot(|ballots| {
+        let todo = fixes(&ballots, &tally(&ballots), Version::ZERO, OLD);
+        if ballots.iter().any(|(_, b)| b.record().is_some_and(|(v, _)| v > OLD)) {
+            assert_eq!(todo, PerBank([None; 3]), "{ballots:?}");
+        }
+    });
 }

@@ -298,6 +298,8 @@ impl Engine {
                 Some(own) if own.version() < r.version => true,
                 Some(_) if kind == InstallKind::CatchUp => false,
                 Some(own) if own.version() > r.version && own.version() > applied => true,
+                // Written after the repair was decided: even damaged it says more than the repair.
+                Some(own) if own.version() > as_of => false,
                 Some(own) => self.read_value(&r.key, &own).is_err(),
             };
             if !take {
@@ -393,7 +395,7 @@ impl Engine {
         seen: Option<Version>,
         as_of: Version,
     ) -> Result<(u32, u64), NodeError> {
-        {
+        let applied = {
             let core = self.core.lock();
             let floor = core.chain.sum.floor;
             if seen.is_some() && as_of < floor {
@@ -402,9 +404,14 @@ impl Engine {
             if core.graves.len() >= GRAVES_MAX {
                 return Err(bad("too many removals before the next compaction"));
             }
-        }
+            core.chain.applied()
+        };
         let own = self.index.read().get(key);
         if own.is_none_or(|o| seen.is_some_and(|s| o.version() != s)) {
+            return Ok((0, 0));
+        }
+        // What was rightly written after the decision is not what was decided about.
+        if seen.is_some_and(|s| s > as_of && s <= applied) {
             return Ok((0, 0));
         }
         let payload = encode_small(&vec![key.clone()]);
