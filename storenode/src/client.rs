@@ -284,7 +284,7 @@ pub fn bulk_lens(request: &Request, reply: &Reply) -> Result<Vec<usize>, String>
             Vec::new()
         }
         (
-            Request::Scan { values: true, .. } | Request::Delta { .. },
+            Request::Scan { values: true, .. } | Request::Delta { values: true, .. },
             Reply::Records { records, damaged, .. },
         ) => records_lens(records, damaged),
         (Request::Tail { .. }, Reply::Tail { lens, .. }) => {
@@ -293,7 +293,12 @@ pub fn bulk_lens(request: &Request, reply: &Reply) -> Result<Vec<usize>, String>
         (Request::Hashes { .. }, Reply::Hashes { buckets, .. }) if buckets.len() == BUCKETS => {
             Vec::new()
         }
-        (Request::Scan { values: false, .. } | Request::Bucket { .. }, Reply::Records { .. })
+        (
+            Request::Scan { values: false, .. }
+            | Request::Delta { values: false, .. }
+            | Request::Bucket { .. },
+            Reply::Records { .. },
+        )
         | (
             Request::Status
             | Request::Assign { .. }

@@ -314,9 +314,9 @@ impl Service {
                 self.check_read(engine, e, through, 0)?;
                 records(engine.bucket(bucket, &after, limit as usize))
             }
-            Request::Delta { since, after, limit_bytes, through } => {
+            Request::Delta { since, after, limit_bytes, values, through } => {
                 self.check_read(engine, e, through, 0)?;
-                records(engine.delta(since, &after, limit_bytes as usize))
+                records(engine.delta(since, &after, limit_bytes as usize, values))
             }
             Request::Tail { from } => {
                 self.gate(e, false)?;

@@ -440,14 +440,16 @@ pub enum Request {
         from: Version,
     },
     /// Newest applied record of each key with version > `since` and key > `after`, tombstones
-    /// included, values verified and as bulk -> [`Reply::Records`].
+    /// included -> [`Reply::Records`]; with `values` these are verified and come as bulk.
     Delta {
         /// Exclusive.
         since: Version,
         /// Key cursor, exclusive; empty = from the start.
         after: Key,
-        /// Stop after about so many bytes of values.
+        /// Stop after about so many bytes of values, sent or not.
         limit_bytes: u32,
+        /// Send the values too.
+        values: bool,
         /// As in `Read`.
         through: Version,
     },

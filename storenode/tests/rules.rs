@@ -343,6 +343,7 @@ fn a_store_that_was_away_catches_up_by_delta_and_tail() {
             since: v(1, 5),
             after: after.clone(),
             limit_bytes: 500,
+            values: true,
             through: v(1, 59),
         };
         let (Reply::Records { records, damaged, next, applied }, values) = src.call(r).unwrap()

@@ -6,9 +6,11 @@ use crate::configuration::{Filled, Next, next_step};
 use crate::link::{End, not_there_yet, position_of, status_of, unexpected};
 use crate::metrics::add;
 use crate::pace::Pace;
+use crate::plan::plan;
 use crate::read::{self, Voted};
 use crate::shared::Shared;
 use bytes::Bytes;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 use storenode::wire::{
@@ -77,7 +79,7 @@ async fn copy(
     bank: BankId,
     store: StoreId,
     since: Version,
-    voted: bool,
+    filling: bool,
 ) -> Result<Version, End> {
     let mut after: Key = Vec::new();
     let mut reach = Version::ZERO;
@@ -85,7 +87,7 @@ async fn copy(
     let rate = shared.limits.refill_bytes_per_s;
     let mut pace = Pace::new(rate, u64::from(PAGE_BYTES), Duration::ZERO);
     loop {
-        let page = page(shared, shard, bank, since, &after, voted).await?;
+        let page = page(shared, shard, bank, since, &after).await?;
         let bytes: usize = page.values.iter().map(Bytes::len).sum();
         let count = page.heads.len();
         reach = page.heads.iter().map(|h| h.version).max().unwrap_or_default().max(reach);
@@ -104,7 +106,7 @@ async fn copy(
             moved.0 += count as u64;
             moved.1 += bytes as u64;
         }
-        let counter = if voted { &shared.metrics.refilled } else { &shared.metrics.caught_up };
+        let counter = if filling { &shared.metrics.refilled } else { &shared.metrics.caught_up };
         add(counter, count);
         match page.next {
             None => return Ok(reach),
@@ -124,38 +126,63 @@ struct PageOfDelta {
     as_of: Version,
 }
 
-/// One page from the best source; every value is verified, and with `voted` every head is confirmed
-/// by another voter. What does not verify or is disputed is voted on by itself.
+/// One page from the best source. Every value is verified, and what another up-to-date voter holds in
+/// the same range is laid beside it: a record that the source alone has lost, or has rotted into
+/// something else, must not be missing on two of three afterwards. What does not verify or differs is
+/// voted on by itself.
 async fn page(
     shared: &Arc<Shared>,
     shard: u16,
     bank: BankId,
     since: Version,
     after: &Key,
-    voted: bool,
 ) -> Result<PageOfDelta, End> {
     let (through, readers) = shared.readers(shard, bank.index() + 1);
     let sources: Vec<_> = readers.into_iter().filter(|(b, _)| *b != bank).collect();
-    let Some(&(source, source_store)) = sources.first() else {
+    let Some(&source) = sources.first() else {
         return Err(End::Other("no up-to-date replica to copy from".into()));
     };
-    let deadline = shared.limits.bulk_deadline();
-    let request = Request::Delta { since, after: after.clone(), limit_bytes: PAGE_BYTES, through };
-    let (reply, bulk) = shared.call(shard, source, source_store, request, vec![], deadline).await?;
-    let Reply::Records { records, damaged, next, .. } = reply else {
-        return Err(unexpected(&reply).into());
+    let ask = |(source, store): (BankId, StoreId), values: bool| {
+        let limit_bytes = PAGE_BYTES;
+        let request = Request::Delta { since, after: after.clone(), limit_bytes, values, through };
+        let deadline = shared.limits.bulk_deadline();
+        async move {
+            let (reply, bulk) =
+                shared.call(shard, source, store, request, vec![], deadline).await?;
+            match reply {
+                Reply::Records { records, damaged, next, .. } => Ok((records, damaged, next, bulk)),
+                other => Err(unexpected(&other)),
+            }
+        }
     };
-    let mut doubtful: Vec<Key> = damaged;
+    let second = async {
+        match sources.get(1) {
+            Some(&second) => ask(second, false).await.map(Some),
+            None => Ok(None),
+        }
+    };
+    let ((records, damaged, mut next, bulk), second) = tokio::try_join!(ask(source, true), second)?;
+    let mut doubtful: BTreeSet<Key> = damaged.into_iter().collect();
+    let broken = doubtful.clone();
+    if let Some((others, _, end, _)) = second {
+        // Only what both have covered counts.
+        next = match (next, end) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
+        let floor = shared.core.lock().shards[shard as usize].floor;
+        let mut heads = PerBank::from_fn(|_| None);
+        heads[source.0] = Some(within(&records, next.as_ref()));
+        heads[sources[1].0] = Some(within(&others, next.as_ref()));
+        doubtful.extend(plan(&heads, through, floor).into_iter().map(|r| r.key));
+    }
+    let covered = |k: &Key| next.as_ref().is_none_or(|n| k <= n);
     let (mut heads, mut values) = (Vec::with_capacity(records.len()), Vec::new());
     let mut at = 0usize;
     for head in records {
-        // A damaged value is not in the bulk.
-        if doubtful.contains(&head.key) {
-            continue;
-        }
         let value = match head.len {
-            None => None,
-            Some(n) => {
+            // A damaged value is not in the bulk.
+            Some(n) if !broken.contains(&head.key) => {
                 let end = at + n as usize;
                 if end > bulk.len() {
                     return Err(BankError::Garbled("delta: values cut short".into()).into());
@@ -164,30 +191,28 @@ async fn page(
                 at = end;
                 Some(v)
             }
+            _ => None,
         };
+        if !covered(&head.key) || doubtful.contains(&head.key) {
+            continue;
+        }
         // Rule 11: a record is a source only after its digest was checked.
         if digest(&head.key, head.version, value.as_deref()) == head.digest {
             values.extend(value);
             heads.push(head);
         } else {
-            doubtful.push(head.key);
+            doubtful.insert(head.key);
         }
     }
-    if voted && let Some(&(second, second_store)) = sources.get(1) {
-        let other = (second, second_store);
-        confirm(shared, shard, other, through, &mut heads, &mut values, &mut doubtful).await?;
-    }
+    doubtful.retain(covered);
     if !doubtful.is_empty() {
+        let doubtful: Vec<Key> = doubtful.into_iter().collect();
         let verdicts =
             read::vote(shared, shard, &doubtful).await.map_err(|e| End::Other(e.to_string()))?;
         for (key, v) in doubtful.into_iter().zip(verdicts) {
             if let Voted::Record { version, digest, value } = v {
-                heads.push(RecordHead {
-                    key,
-                    version,
-                    digest,
-                    len: value.as_ref().map(|v| v.len() as u32),
-                });
+                let len = value.as_ref().map(|v| v.len() as u32);
+                heads.push(RecordHead { key, version, digest, len });
                 values.extend(value);
             }
         }
@@ -195,49 +220,8 @@ async fn page(
     Ok(PageOfDelta { heads, values, next, as_of: through })
 }
 
-/// Drops from a page what a second voter does not confirm; those keys become doubtful.
-async fn confirm(
-    shared: &Arc<Shared>,
-    shard: u16,
-    (second, store): (BankId, StoreId),
-    through: Version,
-    heads: &mut Vec<RecordHead>,
-    values: &mut Vec<Bytes>,
-    doubtful: &mut Vec<Key>,
-) -> Result<(), End> {
-    let mut agreed = vec![false; heads.len()];
-    for (chunk_no, chunk) in heads.chunks(4_096).enumerate() {
-        let keys = chunk.iter().map(|h| h.key.clone()).collect();
-        let request = Request::Digests { keys, through };
-        let deadline = shared.limits.call_deadline();
-        let (reply, _) = shared.call(shard, second, store, request, vec![], deadline).await?;
-        let Reply::Found { items, .. } = reply else { return Err(unexpected(&reply).into()) };
-        for (i, (h, f)) in chunk.iter().zip(items).enumerate() {
-            use storenode::wire::Found;
-            agreed[chunk_no * 4_096 + i] = match f {
-                Found::Record { version, digest, .. } => (version, digest) == (h.version, h.digest),
-                // It dropped the tombstone already.
-                Found::Absent => h.len.is_none(),
-                Found::Damaged { .. } => false,
-            };
-        }
-    }
-    if agreed.iter().all(|a| *a) {
-        return Ok(());
-    }
-    let (mut kept_heads, mut kept_values) = (Vec::new(), Vec::new());
-    let mut old_values = std::mem::take(values).into_iter();
-    for (h, ok) in std::mem::take(heads).into_iter().zip(agreed) {
-        let value = h.len.and_then(|_| old_values.next());
-        if ok {
-            kept_values.extend(value);
-            kept_heads.push(h);
-        } else {
-            doubtful.push(h.key);
-        }
-    }
-    (*heads, *values) = (kept_heads, kept_values);
-    Ok(())
+fn within(heads: &[RecordHead], last: Option<&Key>) -> Vec<RecordHead> {
+    heads.iter().take_while(|h| last.is_none_or(|l| h.key <= *l)).cloned().collect()
 }
 
 /// The durable step from "being brought up" to "contiguous". The tail may still be on its way.

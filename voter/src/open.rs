@@ -525,7 +525,8 @@ impl Opener {
         let mut after = Vec::new();
         let mut moved = 0usize;
         loop {
-            let request = Request::Delta { since, after, limit_bytes: 4 << 20, through };
+            let request =
+                Request::Delta { since, after, limit_bytes: 4 << 20, values: true, through };
             let (reply, bulk) =
                 self.call(shard, p.source, source, request, vec![]).await.map_err(fail)?;
             let Reply::Records { records, damaged, next, .. } = reply else {

@@ -211,11 +211,7 @@ impl Engine {
         let limit = limit.clamp(1, VISITS_MAX);
         let (found, next) = Self::collect(range, limit, bytes_max, |_, s| s.len().is_some());
         drop(index);
-        if values {
-            return self.fill(applied, found, next);
-        }
-        let heads = found.into_iter().map(|(h, _)| h).collect();
-        Records { applied, heads, next, ..Records::default() }
+        self.shown(applied, found, next, values)
     }
 
     /// All applied records of one bucket, tombstones too.
@@ -247,14 +243,35 @@ impl Engine {
     }
 
     /// Records newer than `since` (see `Request::Delta`).
-    pub(crate) fn delta(&self, since: Version, after: &[u8], limit_bytes: usize) -> Records {
+    pub(crate) fn delta(
+        &self,
+        since: Version,
+        after: &[u8],
+        limit_bytes: usize,
+        values: bool,
+    ) -> Records {
         let (applied, index) = self.view();
         let bytes_max = limit_bytes.clamp(1, TAIL_BYTES_MAX);
         let (found, next) = Self::collect(index.after(after), VISITS_MAX, bytes_max, |_, s| {
             s.version() > since && s.version() <= applied
         });
         drop(index);
-        self.fill(applied, found, next)
+        self.shown(applied, found, next, values)
+    }
+
+    /// Heads, with their values where they are asked for.
+    fn shown(
+        &self,
+        applied: Version,
+        found: Vec<(RecordHead, Slot)>,
+        next: Option<Key>,
+        values: bool,
+    ) -> Records {
+        if values {
+            return self.fill(applied, found, next);
+        }
+        let heads = found.into_iter().map(|(h, _)| h).collect();
+        Records { applied, heads, next, ..Records::default() }
     }
 
     /// Heads with key >= `start`.
