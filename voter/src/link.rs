@@ -138,8 +138,16 @@ async fn try_session(shared: &Arc<Shared>, shard: u16, bank: BankId) -> Result<(
         )));
     }
     let (configured, mark, floor) = {
-        let core = shared.core.lock();
-        let s = &core.shards[shard as usize];
+        let mut core = shared.core.lock();
+        let s = &mut core.shards[shard as usize];
+        // Admitted by a session of this mount that broke before it heard the answer. Nobody else changes
+        // a configuration while this mount holds the volume, and both other voters kept this one first.
+        if status.role == Role::Voter
+            && status.configuration.number > s.configuration.number
+            && status.configuration.stores[bank] == Some(status.store)
+        {
+            s.configuration = status.configuration;
+        }
         (s.configuration.stores[bank], s.replicas[bank].mark, s.floor)
     };
     let verdict = match standing(shared, &status, configured, mark) {
