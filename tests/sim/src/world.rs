@@ -16,8 +16,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use storenode::disk::{Disk as _, MemoryDisk};
 use storenode::wire::{
-    BankId, Configuration, Envelope, Fault as NodeFault, Key, PerBank, Reply, Request, Role,
-    StoreId, Version, VolumeId, WIRE_FORMAT,
+    BankId, Configuration, Digest, Envelope, Fault as NodeFault, Key, PerBank, Reply, Request,
+    Role, StoreId, Version, VolumeId, WIRE_FORMAT,
 };
 use voter::bank::Bank;
 use voter::{Limits, Nodes};
@@ -53,6 +53,9 @@ struct Bad {
     /// Its cause is over since (virtual milliseconds); what remains is to become whole.
     ended: Option<u64>,
 }
+
+/// Live records of one node: what an observer compares.
+pub type Content = BTreeMap<Key, (Version, Digest)>;
 
 /// See the module.
 pub struct World {
@@ -399,7 +402,7 @@ impl World {
     ///
     /// # Errors
     /// In words.
-    pub fn content(&self, bank: BankId, shard: u16) -> Result<BTreeMap<Key, Version>, String> {
+    pub fn content(&self, bank: BankId, shard: u16) -> Result<Content, String> {
         let service = self.node(bank, shard).service().ok_or("does not run")?;
         let status = service.status();
         let envelope = Envelope {
@@ -423,7 +426,7 @@ impl World {
             let Reply::Records { records, next, .. } = answer.map_err(|e| e.to_string())?.0 else {
                 return Err("a strange reply".into());
             };
-            out.extend(records.into_iter().map(|r| (r.key, r.version)));
+            out.extend(records.into_iter().map(|r| (r.key, (r.version, r.digest))));
             match next {
                 Some(mut key) => {
                     key.push(0);
