@@ -3,6 +3,7 @@
 
 use crate::bank::BankError;
 use crate::configuration::{Filled, Next, next_step};
+use crate::health::{Health, StoreHealth};
 use crate::link::{End, not_there_yet, position_of, status_of, unexpected};
 use crate::metrics::add;
 use crate::pace::Pace;
@@ -18,6 +19,9 @@ use storenode::wire::{
     VolumeId, digest,
 };
 use tokio::time::Instant;
+
+/// How long a voter that went is waited for as a second source; see [`sources`].
+const CONFIRM_WITHIN: Duration = Duration::from_secs(3);
 
 /// Bytes of values in one page of a delta.
 const PAGE_BYTES: u32 = 4 << 20;
@@ -137,11 +141,8 @@ async fn page(
     since: Version,
     after: &Key,
 ) -> Result<PageOfDelta, End> {
-    let (through, readers) = shared.readers(shard, bank.index() + 1);
-    let sources: Vec<_> = readers.into_iter().filter(|(b, _)| *b != bank).collect();
-    let Some(&source) = sources.first() else {
-        return Err(End::Other("no up-to-date replica to copy from".into()));
-    };
+    let (through, sources) = sources(shared, shard, bank).await?;
+    let source = sources[0];
     let ask = |(source, store): (BankId, StoreId), values: bool| {
         let limit_bytes = PAGE_BYTES;
         let request = Request::Delta { since, after: after.clone(), limit_bytes, values, through };
@@ -218,6 +219,41 @@ async fn page(
         }
     }
     Ok(PageOfDelta { heads, values, next, as_of: through })
+}
+
+/// Whom to copy from, at least one, best first, and through where. A second one confirms what the first
+/// shows; one that has only just gone is waited for.
+async fn sources(
+    shared: &Arc<Shared>,
+    shard: u16,
+    bank: BankId,
+) -> Result<(Version, Vec<(BankId, StoreId)>), End> {
+    let limit = Instant::now() + shared.limits.bulk_deadline();
+    loop {
+        let (through, mut readers) = shared.readers(shard, bank.index() + 1);
+        readers.retain(|(b, _)| *b != bank);
+        if readers.is_empty() {
+            return Err(End::Other("no up-to-date replica to copy from".into()));
+        }
+        let alone = {
+            let core = shared.core.lock();
+            let other = |b: &BankId| *b != bank && readers.iter().all(|(r, _)| r != b);
+            BankId::ALL.into_iter().filter(other).all(|third| {
+                let health = &core.shards[shard as usize].replicas[third].health;
+                !may_confirm(health, shared.now())
+            })
+        };
+        if readers.len() >= 2 || alone || Instant::now() >= limit {
+            return Ok((through, readers));
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Is a voter that cannot be read from worth waiting for, before another is believed alone? One that went
+/// (or was not found yet) a moment ago is; one that is behind itself has nothing to say.
+fn may_confirm(third: &StoreHealth, now: Duration) -> bool {
+    third.health() == Health::Down && now.saturating_sub(third.since()) < CONFIRM_WITHIN
 }
 
 fn within(heads: &[RecordHead], last: Option<&Key>) -> Vec<RecordHead> {

@@ -152,7 +152,7 @@ async fn try_session(shared: &Arc<Shared>, shard: u16, bank: BankId) -> Result<(
     };
     let verdict = match standing(shared, &status, configured, mark) {
         // Tombstones up to the floor are gone at the others: a delta would miss them.
-        Standing::Voter if status.position.position < floor => Standing::Refill(format!(
+        Standing::Voter if status.position.complete_through() < floor => Standing::Refill(format!(
             "bank {bank} shard {shard} stands below the tombstone floor {floor}"
         )),
         other => other,
@@ -203,7 +203,7 @@ async fn try_session(shared: &Arc<Shared>, shard: u16, bank: BankId) -> Result<(
         let joint = s.committed_end;
         let r = &mut s.replicas[bank];
         r.cursor = if replay { p.position } else { joint };
-        (!replay).then_some((p.position, joint))
+        (!replay).then_some((p.complete_through(), joint))
     };
     shared.attached(shard, bank, p);
     let rise = async {
