@@ -38,7 +38,7 @@ use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 /// Settings of an engine.
 #[derive(Clone, Copy, Debug)]
@@ -67,6 +67,8 @@ pub(crate) struct SegmentFile {
     pub(crate) sidecar: AtomicBool,
     /// Parts of it are damaged: to be compacted away.
     pub(crate) damaged: AtomicBool,
+    /// Choices for which compaction leaves it alone, since a value in it could not be read.
+    pub(crate) resting: AtomicU32,
     /// Length of its head with the first entry.
     pub(crate) head_len: AtomicU64,
     /// Bytes of tombstones in it that must outlive older segments.
@@ -82,6 +84,7 @@ impl SegmentFile {
             len: AtomicU64::new(len),
             sidecar: AtomicBool::new(false),
             damaged: AtomicBool::new(false),
+            resting: AtomicU32::new(0),
             head_len: AtomicU64::new(0),
             held: AtomicU64::new(0),
             bases: Mutex::default(),

@@ -124,6 +124,56 @@ fn whatever_disk_operation_fails_what_was_acknowledged_stays() {
     }
 }
 
+/// An I/O error while a segment is compacted costs no value: what the disk does not give now stays where it
+/// is until it does.
+#[test]
+fn an_error_while_compacting_damages_nothing() {
+    const TOP: u64 = 90;
+    let begun = || {
+        let n = Node::new(SEGMENT);
+        for seq in 1..=TOP {
+            let mut records = records_of(seq);
+            // Some are never written again, so that a segment that is mostly dead has to move them.
+            records.push(put(format!("stay {seq}").as_bytes(), &[seq as u8; 40]));
+            n.write(seq, &records).unwrap();
+        }
+        n.commit(v(1, TOP));
+        n.tick();
+        n
+    };
+    // The node's own thread calls again and again, whatever became of the last call.
+    let settle = |n: &Node| {
+        for _ in 0..1_000 {
+            n.service.maintain();
+        }
+    };
+    let whole = |n: &Node, what: &str| {
+        let mut want = table_at(TOP);
+        want.extend((1..=TOP).map(|seq| {
+            (format!("stay {seq}").into_bytes(), (v(1, seq), vec![seq as u8; 40].into()))
+        }));
+        let want: Vec<_> = want.into_iter().map(|(k, (v, b))| (k, v, b)).collect();
+        assert_eq!(n.scan(), want, "{what}");
+    };
+    let n = begun();
+    let before = n.disk.operations();
+    settle(&n);
+    let operations = n.disk.operations() - before;
+    assert!(n.service.metrics().segments_compacted > 3, "{:?}", n.service.metrics());
+    assert!(n.service.metrics().compaction_bytes_written > 1_000, "nothing was moved");
+    whole(&n, "no error");
+    for nth in 1..=operations {
+        let n = begun();
+        n.disk.fail_nth(nth);
+        settle(&n);
+        let n = n.start();
+        whole(&n, &format!("operation {nth} of {operations}"));
+        let verify = Request::Verify { after: vec![], budget_bytes: 16 << 20 };
+        let Ok((Reply::Verified { bad, .. }, _)) = n.observe(verify) else { panic!() };
+        assert_eq!(bad, [], "operation {nth} of {operations}");
+    }
+}
+
 /// A store with all kinds of files: sidecars, sealed segments without one (pending parts), a
 /// segment that is written to.
 fn store() -> (MemoryDisk, u64, u64) {

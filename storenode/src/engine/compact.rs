@@ -25,6 +25,8 @@ const SMALL_SEGMENTS: usize = 8;
 const BURY_STEP: usize = 4096;
 /// Bytes moved under one hold of the writer lock.
 const MOVE_STEP: usize = 2 << 20;
+/// Choices that pass over a segment of which a value could not be read; some 100 ms each when idle.
+const REST: u32 = 100;
 /// Longest segment that is read whole, bytes.
 pub(super) const SEGMENT_MAX: u64 = 2 << 30;
 
@@ -203,6 +205,10 @@ impl Engine {
             // The last one's head is the state's only home.
             let last = files.last_key_value().map(|(n, _)| *n);
             for (i, (number, f)) in files.iter().enumerate() {
+                let rests = |n: u32| n.checked_sub(1);
+                if f.resting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, rests).is_ok() {
+                    continue;
+                }
                 if Some(*number) != last && f.sidecar.load(Ordering::Relaxed) {
                     // Nothing older: its tombstones hide nothing.
                     let held = if i == 0 { 0 } else { n(&f.held) };
@@ -248,16 +254,25 @@ impl Engine {
         };
         let oldest = self.files.read().first_key_value().map(|(n, _)| *n) == Some(number);
         let mut step = Vec::new();
-        let mut bytes = 0;
+        let (mut bytes, mut stuck) = (0, 0);
         for row in rows {
             bytes += row.key.len() + 48 + row.len.unwrap_or(0) as usize;
             step.push(row);
             if bytes >= MOVE_STEP {
-                self.move_rows(number, std::mem::take(&mut step), oldest)?;
+                stuck += self.move_rows(number, std::mem::take(&mut step), oldest)?;
                 bytes = 0;
             }
         }
-        self.move_rows(number, step, oldest)?;
+        stuck += self.move_rows(number, step, oldest)?;
+        if stuck > 0 {
+            // The disk may give them the next time. If it never does, repair writes them elsewhere, and
+            // then nothing in this segment is current.
+            if let Some(f) = self.files.read().get(&number) {
+                f.resting.store(REST, Ordering::Relaxed);
+            }
+            let name = segment_name(number);
+            return Err(failed(format!("{name} is kept: {stuck} values in it cannot be read now")));
+        }
         // A later head must say all that goes with this segment: the parts in it are applied.
         let by_when = self.files.read().get(&number).map(|f| f.bases.lock().1);
         if by_when.is_some_and(|b| b > self.core.lock().head_base) {
@@ -269,8 +284,11 @@ impl Engine {
         if left > 0 && !self.indexed_in(number).is_empty() {
             // Rows that the sidecar did not list: never remove what is current.
             let rows = self.indexed_in(number);
-            self.move_rows(number, rows, oldest)?;
+            let stuck = self.move_rows(number, rows, oldest)?;
             self.sync()?;
+            if stuck > 0 {
+                return Err(failed(format!("{stuck} values cannot be read now")));
+            }
         }
         self.files.write().remove(&number);
         self.index.write().forget_segment(number);
@@ -316,8 +334,9 @@ impl Engine {
     }
 
     /// Writes those of `rows` again that are still current, as they are: a damaged value stays
-    /// damaged, it never becomes absent.
-    fn move_rows(&self, number: u32, rows: Vec<SideRow>, oldest: bool) -> Result<(), NodeError> {
+    /// damaged, it never becomes absent. Answers how many the disk did not give: those stay where they
+    /// are, since an I/O error may pass and what was there would be gone for good.
+    fn move_rows(&self, number: u32, rows: Vec<SideRow>, oldest: bool) -> Result<usize, NodeError> {
         let slot = |r: &SideRow| {
             let place = Place { segment: number, offset: r.offset };
             Slot::new(r.version, r.digest, place, r.len)
@@ -331,15 +350,18 @@ impl Engine {
                 _ => false,
             }
         };
-        let mut moving = Vec::new();
+        let (mut moving, mut stuck) = (Vec::new(), 0);
         for r in rows.into_iter().filter(|r| wanted(r)) {
             let place = Place { segment: number, offset: r.offset };
             let value = match r.len {
-                // An unreadable sector: bytes that do not verify keep it "damaged".
-                Some(n) => self.read_place(place, n).unwrap_or_else(|what| {
-                    tracing::warn!(key = %super::hex(&r.key), what, "moving an unreadable value");
-                    Bytes::from(vec![0; n as usize])
-                }),
+                Some(n) => match self.read_place(place, n) {
+                    Ok(value) => value,
+                    Err(what) => {
+                        self.note_damaged(&r.key, &what);
+                        stuck += 1;
+                        continue;
+                    }
+                },
                 None => Bytes::new(),
             };
             moving.push((r, value));
@@ -349,7 +371,7 @@ impl Engine {
         // removed or replaced since.
         moving.retain(|(r, _)| wanted(r));
         if moving.is_empty() {
-            return Ok(());
+            return Ok(stuck);
         }
         let mut out: Vec<Row> = moving
             .iter()
@@ -382,7 +404,7 @@ impl Engine {
         }
         drop(index);
         self.note(&mut core, written.end);
-        Ok(())
+        Ok(stuck)
     }
 
     /// Clean end: everything durable, reservations given back, a sidecar for the last segment.
