@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
+use voter::Observer;
 use voter::bank::{Bank, http::HttpBank};
 use voter::memory::MemoryVolume;
 use voter::open::OpenError;
@@ -30,6 +31,8 @@ pub enum Backend {
     Memory(Arc<MemoryVolume>),
     /// The real one.
     Replicated(Arc<Replicated>),
+    /// The real one, held by another mount: only read.
+    Observer(Arc<Observer>),
 }
 
 /// Turns a refusal to open into words and an exit code. Where nodes are missing each is asked once
@@ -116,6 +119,13 @@ impl Backend {
             return Ok(Self::Memory(Arc::new(volume)));
         }
         let cluster = config.cluster()?;
+        if options.observer {
+            let tell = |what: &str| progress.tell(what, 0, 0, "");
+            return match Observer::open(cluster, tell).await {
+                Ok(volume) => Ok(Self::Observer(volume)),
+                Err(e) => Err(explain(&e, config).await),
+            };
+        }
         let open = OpenOptions {
             holder: holder(mountpoint),
             takeover: options.takeover,
@@ -135,6 +145,7 @@ impl Backend {
         match self {
             Self::Memory(v) => v.clone(),
             Self::Replicated(v) => v.clone(),
+            Self::Observer(v) => v.clone(),
         }
     }
 
@@ -152,6 +163,11 @@ impl Backend {
                 "this mount keeps its volume in memory: there are no banks",
                 "mount without --memory",
             )),
+            Self::Observer(_) => Err(ControlError::new(
+                2,
+                "this mount only reads (--observer): it repairs nothing and holds nothing",
+                "ask the mount that writes",
+            )),
         }
     }
 
@@ -159,6 +175,7 @@ impl Backend {
     pub async fn status(&self) -> Value {
         match self {
             Self::Memory(_) => Value::Null,
+            Self::Observer(v) => serde_json::to_value(v.status().await).unwrap_or_default(),
             Self::Replicated(v) => serde_json::to_value(v.status().await).unwrap_or_default(),
         }
     }
@@ -203,10 +220,14 @@ impl Backend {
 
     /// Writes back, releases the volume, ends all tasks.
     pub async fn close(&self) {
-        if let Self::Replicated(v) = self
-            && let Err(e) = v.close().await
-        {
-            tracing::error!("closing the volume: {e}");
+        match self {
+            Self::Memory(_) => {}
+            Self::Observer(v) => v.close().await,
+            Self::Replicated(v) => {
+                if let Err(e) = v.close().await {
+                    tracing::error!("closing the volume: {e}");
+                }
+            }
         }
     }
 }

@@ -92,6 +92,7 @@ enum Command {
         after_help = "Examples:\n  tercet mount                       # at the configuration's mountpoint, in the background\n  \
         tercet mount /mnt/tercet --foreground\n  \
         tercet mount --takeover            # from a mount that still holds the volume\n  \
+        tercet mount --observer /mnt/view  # read beside the mount that writes\n  \
         echo '/etc/tercet/tercet.toml /mnt/tercet tercet _netdev 0 0' >> /etc/fstab\n\n\
         In the background it returns when files can be opened, or says why not. The log is\n\
         run/mount.log beside the configuration; TERCET_LOG=debug says more."

@@ -8,6 +8,7 @@ use crate::limits::CacheLimits;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::fmt::Write as _;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -158,6 +159,9 @@ pub struct Config {
     pub voter: VoterLimits,
     /// `[limits]`, those of the filesystem's caches.
     pub caches: CacheLimits,
+    /// Where an observer is mounted, when this is its configuration: it has a run directory of its own,
+    /// beside that of the mount that writes.
+    pub observer: Option<PathBuf>,
 }
 
 /// The file as it is written.
@@ -325,7 +329,16 @@ impl Config {
         let (limits, voter, caches) = split_limits(std::mem::take(&mut read.limits))
             .map_err(|why| bad(format!("{name}: {why}"), "`tercet config` lists all limits"))?;
         let FileText { volume, banks, mount, .. } = read;
-        let config = Self { file: file.to_owned(), volume, banks, mount, limits, voter, caches };
+        let config = Self {
+            file: file.to_owned(),
+            volume,
+            banks,
+            mount,
+            limits,
+            voter,
+            caches,
+            observer: None,
+        };
         config.check()?;
         Ok(config)
     }
@@ -405,7 +418,21 @@ impl Config {
     /// Directory of the running mount's socket, process id and log.
     #[must_use]
     pub fn run_dir(&self) -> PathBuf {
-        self.dir().join("run")
+        let run = self.dir().join("run");
+        match &self.observer {
+            None => run,
+            // Short whatever the mountpoint is: the path of a socket has at most 107 bytes.
+            Some(at) => {
+                let name = siphasher::sip::SipHasher13::new().hash(at.as_os_str().as_bytes());
+                run.join(format!("observer-{name:016x}"))
+            }
+        }
+    }
+
+    /// The same configuration, for an observer at this absolute path.
+    #[must_use]
+    pub fn for_observer(&self, mountpoint: &Path) -> Self {
+        Self { observer: Some(mountpoint.to_owned()), ..self.clone() }
     }
 
     /// Socket that the commands talk to a mount through.

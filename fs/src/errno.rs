@@ -40,6 +40,7 @@ impl From<VolumeError> for FsError {
                 libc::EIO
             }
             VolumeError::NoSpace => libc::ENOSPC,
+            VolumeError::ReadOnly => libc::EROFS,
             VolumeError::TooLarge => libc::EFBIG,
         };
         Self { errno, why: e.to_string() }

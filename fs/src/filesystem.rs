@@ -6,6 +6,7 @@
 
 mod drive;
 mod files;
+mod follow;
 mod names;
 mod open;
 mod reclaim;

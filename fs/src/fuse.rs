@@ -47,10 +47,15 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
+/// How long the kernel keeps attributes and names that another mount may change.
+const BESIDE_TTL: Duration = Duration::from_secs(1);
+
 /// Serves a [`FileSystem`] to the kernel.
 struct Adapter {
     dispatch: Dispatch,
     ttl: Duration,
+    /// Another mount writes.
+    beside: bool,
     limits: MountLimits,
     spared: kernel::Spared,
     /// Set once the session exists.
@@ -70,7 +75,11 @@ impl Adapter {
                 deadline: Duration::from_millis(setup.limits.request_deadline_ms.into()),
                 log: Arc::new(ErrorLog::default()),
             },
-            ttl: Duration::from_secs(setup.limits.attribute_ttl_s.into()),
+            ttl: match setup.beside {
+                true => BESIDE_TTL,
+                false => Duration::from_secs(setup.limits.attribute_ttl_s.into()),
+            },
+            beside: setup.beside,
             limits: setup.limits.clone(),
             spared: kernel::Spared::default(),
             cache: Arc::default(),
@@ -103,7 +112,7 @@ impl Adapter {
 
 impl Filesystem for Adapter {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        self.spared = kernel::negotiate(config, &self.limits);
+        self.spared = kernel::negotiate(config, &self.limits, self.beside);
         Ok(())
     }
 

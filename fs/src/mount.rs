@@ -39,6 +39,8 @@ pub struct MountOptions {
     pub mountpoint: PathBuf,
     /// Take the volume from another mount that holds it.
     pub takeover: bool,
+    /// Read beside the mount that holds the volume; hold nothing.
+    pub observer: bool,
     /// A volume in memory with so many shards, gone at the end: for measuring the mount itself.
     pub memory: Option<u16>,
     /// `-o` options.
@@ -307,6 +309,7 @@ pub async fn run(
         metrics: metrics.clone(),
         started: std::time::Instant::now(),
         flags: parking_lot::Mutex::new(options.flags.clone()),
+        observer: options.observer,
         unmount_asked,
     });
     // Before mounting: who sees the mount may ask for its status.
@@ -325,6 +328,7 @@ pub async fn run(
         mountpoint: mountpoint.clone(),
         source: source(&config.file),
         flags: options.flags.clone(),
+        beside: options.observer,
         limits: config.limits.clone(),
         metrics,
         runtime: tokio::runtime::Handle::current(),

@@ -35,6 +35,8 @@ pub struct Session {
     pub started: Instant,
     /// How it is mounted now.
     pub flags: parking_lot::Mutex<MountFlags>,
+    /// It reads beside the mount that holds the volume.
+    pub observer: bool,
     /// Ends the mount.
     pub unmount_asked: mpsc::Sender<()>,
 }
@@ -49,6 +51,7 @@ impl Session {
             "program": env!("CARGO_PKG_VERSION"),
             "memory": self.backend.is_memory(),
             "flags": *self.flags.lock(),
+            "observer": self.observer,
         })
     }
 
@@ -100,6 +103,11 @@ impl Session {
 
     /// Changes the options of the running mount.
     async fn remount(&self, flags: MountFlags) -> Answer {
+        if self.observer && !flags.read_only {
+            let hint =
+                "unmount it, then mount without --observer where no other mount holds the volume";
+            return Err(ControlError::new(1, "an observer cannot be made writable", hint));
+        }
         let (place, wanted) = (self.mountpoint.clone(), flags.clone());
         // In a thread: the kernel may write back, through us.
         let done = tokio::task::spawn_blocking(move || mount::remount(&place, &wanted)).await;

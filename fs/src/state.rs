@@ -64,6 +64,32 @@ pub(crate) enum Changed {
     Dirent(Ino, u64),
     Block(Ino, u64),
     Xattrs(Ino),
+    /// Another mount changed something, and nobody knows what.
+    Everything,
+}
+
+/// What changed while a load was on its way.
+pub(crate) struct Since(HashSet<Changed>);
+
+impl Since {
+    /// Must what the load brings of this be dropped?
+    pub(crate) fn has(&self, what: Changed) -> bool {
+        self.0.contains(&what) || self.0.contains(&Changed::Everything)
+    }
+}
+
+/// An orphan, or what of an inode is dead.
+pub(crate) enum Mark {
+    Orphan(Ino),
+    Dead(Ino, DeadSet),
+}
+
+impl Mark {
+    pub(crate) fn ino(&self) -> Ino {
+        match self {
+            Mark::Orphan(ino) | Mark::Dead(ino, _) => *ino,
+        }
+    }
 }
 
 /// Changes since the oldest load in flight began: what a load brings is dropped where it was
@@ -105,8 +131,8 @@ impl ChangeLog {
         }
     }
 
-    pub(crate) fn since(&self, began: u64) -> HashSet<Changed> {
-        self.changes.iter().rev().take_while(|(s, _)| *s > began).map(|(_, c)| *c).collect()
+    pub(crate) fn since(&self, began: u64) -> Since {
+        Since(self.changes.iter().rev().take_while(|(s, _)| *s > began).map(|(_, c)| *c).collect())
     }
 }
 
@@ -186,6 +212,34 @@ impl State {
         self.xattrs.clear();
     }
 
+    /// Another mount changed something: forgets all that came from the volume, and what is on its way
+    /// from it; takes the marks as they are now.
+    pub(crate) fn take_news(&mut self, marks: Vec<Mark>) {
+        self.drop_caches();
+        self.log.note(Changed::Everything);
+        self.orphans.clear();
+        self.trims.clear();
+        self.reclaim.clear();
+        self.queued.clear();
+        for mark in marks {
+            self.add_mark(mark);
+        }
+    }
+
+    /// Takes in an orphan or dead ranges as the volume has them.
+    pub(crate) fn add_mark(&mut self, mark: Mark) {
+        match mark {
+            Mark::Orphan(ino) => {
+                self.orphans.insert(ino);
+            }
+            Mark::Dead(ino, set) => {
+                let stamp = self.next_stamp;
+                self.next_stamp += 1;
+                self.trims.insert(ino, Trim { set, stamp });
+            }
+        }
+    }
+
     pub(crate) fn put_block(&mut self, ino: Ino, block: u64, value: Bytes) {
         // The map's own share, so that holes are bounded too.
         let weight = value.len() + 64;
@@ -241,11 +295,11 @@ mod tests {
         log.note(Changed::Inode(2));
         let b = log.begin();
         log.note(Changed::Inode(3));
-        assert_eq!(log.since(a), HashSet::from([Changed::Inode(2), Changed::Inode(3)]));
-        assert_eq!(log.since(b), HashSet::from([Changed::Inode(3)]));
+        assert_eq!(log.since(a).0, HashSet::from([Changed::Inode(2), Changed::Inode(3)]));
+        assert_eq!(log.since(b).0, HashSet::from([Changed::Inode(3)]));
         log.end(a);
         assert_eq!(log.changes.len(), 1);
-        assert_eq!(log.since(b), HashSet::from([Changed::Inode(3)]));
+        assert_eq!(log.since(b).0, HashSet::from([Changed::Inode(3)]));
         log.end(b);
         assert!(log.changes.is_empty());
     }

@@ -10,6 +10,7 @@ mod durability;
 mod everyday;
 mod failover;
 mod names;
+mod observer;
 mod posix;
 mod rebuild;
 mod refusals;

@@ -12,6 +12,7 @@
 //!    repair.rs     mend what differs
 //!    refresh.rs    compare set-hashes, scrub
 //!    status.rs     for people
+//!  observer.rs   reading beside the mount that writes
 //!  bank.rs       the edge to a node; http, memory, faulty
 //! ```
 //! Fault model in one paragraph: any one bank may be dead, hung, slow, empty, stale, rolled back or
@@ -25,6 +26,7 @@ pub mod health;
 pub mod limits;
 pub mod memory;
 pub mod metrics;
+pub mod observer;
 pub mod open;
 pub mod opening;
 pub mod pace;
@@ -45,6 +47,7 @@ mod watched;
 mod writer;
 
 pub use limits::Limits;
+pub use observer::Observer;
 pub use open::OpenError;
 pub use replicated::{ClusterConfig, Nodes, OpenOptions, Replicated};
 pub use status::{ClusterStatus, survey};

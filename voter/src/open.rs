@@ -645,6 +645,7 @@ impl Opener {
             metrics: Metrics::default(),
             started: Instant::now(),
             turn: AtomicUsize::new(0),
+            observing: false,
         };
         (shared, Orders { to_repair, to_check })
     }

@@ -316,7 +316,7 @@ pub(crate) async fn ask(
     };
     let (reply, bulk) =
         shared.call(shard, bank, store, request, vec![], shared.limits.call_deadline()).await?;
-    let Reply::Found { items, .. } = reply else { return Err(unexpected(&reply)) };
+    let Reply::Found { items, applied } = reply else { return Err(unexpected(&reply)) };
     if items.len() != n {
         return Err(BankError::Garbled(format!("{} answers to {n} keys", items.len())));
     }
@@ -326,6 +326,7 @@ pub(crate) async fn ask(
         let core = shared.core.lock();
         (core.watermark, core.ends.clone())
     };
+    let newest = shared.credible(newest, applied);
     let limit = Limit { through: newest, ends: &ends };
     let mut at = 0usize;
     let mut out = Vec::with_capacity(n);
@@ -556,7 +557,8 @@ async fn merge(
     let mut records = BTreeMap::new();
     let mut disputed = Vec::new();
     let mut at = 0usize;
-    let newest = shared.core.lock().watermark;
+    // An observer knows no newer commit than it last saw; there two nodes that agree are enough.
+    let newest = shared.credible(shared.core.lock().watermark, Version::new(u64::MAX, u64::MAX));
     for h in heads {
         let n = h.len.unwrap_or(0) as usize;
         let is_damaged = damaged.contains(&h.key);

@@ -63,6 +63,8 @@ pub(crate) struct Shared {
     pub(crate) started: Instant,
     /// Where the first ballot of the next read goes, so that the banks share the reading.
     pub(crate) turn: AtomicUsize,
+    /// Another mount writes; this one only reads ([`crate::observer`]).
+    pub(crate) observing: bool,
 }
 
 impl Shared {
@@ -200,6 +202,13 @@ impl Shared {
         (s.committed_end, banks.into_iter().map(|b| (b, s.replicas[b].store)).collect())
     }
 
+    /// Up to where a record may be believed that a node showed which has applied through `applied`. A mount
+    /// that writes knows the newest commit; one that observes is always a little behind, and what a
+    /// node has applied was committed.
+    pub(crate) fn credible(&self, newest: Version, applied: Version) -> Version {
+        if self.observing { newest.max(applied) } else { newest }
+    }
+
     /// Rule 10 and 12: did two banks answer within the lease?
     pub(crate) fn lease_holds(&self) -> bool {
         let core = self.core.lock();
@@ -222,7 +231,7 @@ impl Shared {
 
     /// Asks the repair task to look at a record.
     pub(crate) fn order_repair(&self, shard: u16, key: Vec<u8>) {
-        if self.repairs.try_send(RepairOrder { shard, key }).is_err() {
+        if !self.observing && self.repairs.try_send(RepairOrder { shard, key }).is_err() {
             tracing::debug!(shard, "repair queue is full; the next refresh will find the record");
         }
     }

@@ -155,7 +155,7 @@ fn per_shard(all: &PerBank<Vec<Option<Status>>>, shards: u16) -> Option<VolumeSp
     Some(out)
 }
 
-fn without_mount(nodes: &Nodes, all: PerBank<Vec<Option<Status>>>) -> ClusterStatus {
+pub(crate) fn without_mount(nodes: &Nodes, all: PerBank<Vec<Option<Status>>>) -> ClusterStatus {
     let mut replicas = Vec::new();
     let shards = nodes.banks[BankId::A].len();
     let mut redundancy = 3;

@@ -48,6 +48,9 @@ pub enum VolumeError {
     /// The banks are full.
     #[error("no space left on the banks")]
     NoSpace,
+    /// This mount only reads; another one writes.
+    #[error("this mount reads beside the one that writes: it changes nothing")]
+    ReadOnly,
     /// The operation does not fit one group.
     #[error("operation too large for one group")]
     TooLarge,
@@ -102,6 +105,12 @@ pub trait Volume: Send + Sync + 'static {
     fn shards(&self) -> u16;
     /// Epoch of this mount: larger than that of any earlier mount.
     fn epoch(&self) -> u64;
+
+    /// `None`: all changes come from this mount. Else others write, and the number grows whenever something
+    /// of theirs can be seen that could not be before.
+    fn news(&self) -> Option<u64> {
+        None
+    }
 
     /// Joins one atomic operation to the open group. Waits for nothing; callers that hold no lock
     /// call [`Volume::room`] before, so that memory stays bounded. All or none of `ops` is kept.

@@ -13,7 +13,7 @@ use voter::bank::Bank;
 use voter::bank::faulty::FaultyBank;
 use voter::bank::memory::MemoryBank;
 use voter::volume::{Change, Op, Volume, VolumeError};
-use voter::{Limits, Nodes, OpenError, OpenOptions, Replicated};
+use voter::{Limits, Nodes, Observer, OpenError, OpenOptions, Replicated};
 
 const SHARDS: u16 = 2;
 
@@ -377,6 +377,81 @@ fn what_the_source_of_a_catch_up_has_lost_comes_from_the_other_voter() {
                 c.check().await;
             });
         }
+    }
+}
+
+/// Rule 12: what another mount commits is seen, whoever of the banks is away, and nobody is fenced.
+#[test]
+fn an_observer_sees_what_is_committed_and_disturbs_nobody() {
+    runtime_test(async {
+        let world = World::made().await;
+        let mut c = filled(&world).await;
+        await_redundancy(&c.v, 3).await;
+        let seen = Observer::open_with(world.as_nodes(), limits(), |_| ()).await.expect("observe");
+        let epoch = c.v.epoch();
+        for bank in BankId::ALL {
+            for n in 0..20 {
+                c.put(n, &format!("beside {bank}"));
+            }
+            c.delete(20 + bank.index());
+            c.sync().await;
+            sees(&seen, &c).await;
+            world.kill(bank);
+            c.put(30, &format!("without {bank}"));
+            c.sync().await;
+            sees(&seen, &c).await;
+            world.start(bank);
+            await_redundancy(&c.v, 3).await;
+        }
+        let refused = seen.submit(vec![]).expect_err("an observer writes nothing");
+        assert!(matches!(refused, VolumeError::ReadOnly), "{refused}");
+        assert!(matches!(seen.room(1).await, Err(VolumeError::ReadOnly)));
+        // The writer dies, another comes, and the observer stays.
+        c.v.abandon();
+        sees(&seen, &c).await;
+        c.v = world.open().await;
+        assert_eq!(c.v.epoch(), epoch + 1, "somebody else fenced the nodes");
+        c.put(31, "by the next mount");
+        c.sync().await;
+        sees(&seen, &c).await;
+        // Two banks gone: no guess, and it ends by itself.
+        world.kill(BankId::A);
+        world.kill(BankId::B);
+        let gone = async {
+            while seen.get(vec![(shard_of(&key(1)), key(1))]).await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), gone).await.expect("read without two banks");
+        world.start(BankId::A);
+        world.start(BankId::B);
+        sees(&seen, &c).await;
+        seen.close().await;
+    });
+}
+
+/// Waits until an observer reads what the model holds, singly and by scan.
+async fn sees(seen: &Observer, c: &Checked) {
+    let limit = Instant::now() + Duration::from_secs(20);
+    loop {
+        let mut scanned = BTreeMap::new();
+        let mut whole = true;
+        for shard in 0..SHARDS {
+            match seen.scan(shard, vec![], vec![], 10_000).await {
+                Ok(page) => scanned.extend(page.records.into_iter().map(|(k, s)| (k, s.value))),
+                Err(_) => whole = false,
+            }
+        }
+        let keys: Vec<Key> = (0..40).map(key).collect();
+        let asked = keys.iter().map(|k| (shard_of(k), k.clone())).collect();
+        let got = seen.get(asked).await.map(|got| {
+            keys.iter().zip(got).all(|(k, g)| g.map(|s| s.value).as_ref() == c.model.get(k))
+        });
+        if whole && scanned == c.model && got.is_ok_and(|alike| alike) {
+            return;
+        }
+        assert!(Instant::now() < limit, "the observer does not see what was committed");
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 

@@ -26,6 +26,10 @@ pub(super) struct MountArgs {
     /// Take the volume although another mount holds it; that one fails from then on
     #[arg(long)]
     takeover: bool,
+    /// Only read, beside the mount that holds the volume (on this host or another); changes are seen
+    /// within 2 s
+    #[arg(long, conflicts_with = "takeover")]
+    observer: bool,
     /// Compare and mend all banks every so many seconds; default: limits.refresh_interval_s
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     refresh_interval: Option<u64>,
@@ -34,7 +38,7 @@ pub(super) struct MountArgs {
     #[arg(long, value_name = "true|false")]
     auto_replace: Option<bool>,
     /// As of mount(8): ro, nodev, nosuid, noexec, sync, noatime, relatime, strictatime, allow_other,
-    /// noallow_other, takeover; with remount: change the mount that is there
+    /// noallow_other, takeover, observer; with remount: change the mount that is there
     #[arg(short = 'o', value_name = "OPTIONS", value_delimiter = ',')]
     options: Vec<String>,
     /// Report to the process that started this one (used by itself)
@@ -79,15 +83,21 @@ fn mount_or_spawn(mut config: Config, args: &MountArgs, reporter: &mut Reporter)
     let mut wish = Wish {
         flags: MountFlags { allow_other, ..MountFlags::default() },
         takeover: args.takeover,
+        observer: args.observer,
         remount: false,
     };
     wish.apply(&args.options)?;
     if wish.remount {
         return runtime()?.block_on(remount(&config, &mountpoint, &args.options));
     }
+    let mountpoint = std::path::absolute(&mountpoint).unwrap_or(mountpoint);
+    if wish.observer {
+        config = config.for_observer(&mountpoint);
+    }
     let options = MountOptions {
-        mountpoint: std::path::absolute(&mountpoint).unwrap_or(mountpoint),
+        mountpoint,
         takeover: wish.takeover,
+        observer: wish.observer,
         memory: args.memory,
         flags: wish.flags,
     };
@@ -108,6 +118,7 @@ fn mount_or_spawn(mut config: Config, args: &MountArgs, reporter: &mut Reporter)
 
 /// Changes the options of the mount that is there; those that are not mentioned stay.
 async fn remount(config: &Config, mountpoint: &Path, options: &[String]) -> Outcome {
+    let config = &of_mount_at(config, Some(mountpoint));
     let socket = config.control_socket();
     let about: Value = control::ask(&socket, &Ask::Hello, |_| ()).await?;
     let at = mounted_at(&about, Some(mountpoint))?;
@@ -156,8 +167,10 @@ fn in_background(config: &Config, args: &MountArgs, options: &MountOptions) -> O
     let mut words: Vec<OsString> = vec!["--config".into(), config.file.clone().into()];
     words.extend(["mount", "--foreground", "--report"].map(OsString::from));
     words.push(options.mountpoint.clone().into());
-    if options.takeover {
-        words.push("--takeover".into());
+    for (on, word) in [(options.takeover, "--takeover"), (options.observer, "--observer")] {
+        if on {
+            words.push(word.into());
+        }
     }
     if let Some(seconds) = args.refresh_interval {
         words.push(format!("--refresh-interval={seconds}").into());
@@ -183,7 +196,17 @@ fn in_background(config: &Config, args: &MountArgs, options: &MountOptions) -> O
     Ok(OK)
 }
 
+/// The configuration as the mount at this place has it: an observer was mounted there, or not.
+pub(super) fn of_mount_at(config: &Config, mountpoint: Option<&Path>) -> Config {
+    let observer = mountpoint
+        .and_then(|m| std::path::absolute(m).ok())
+        .map(|m| config.for_observer(&m))
+        .filter(|c| c.run_dir().join("mount.pid").exists());
+    observer.unwrap_or_else(|| config.clone())
+}
+
 pub(super) async fn umount(config: &Config, mountpoint: Option<&Path>, lazy: bool) -> Outcome {
+    let config = &of_mount_at(config, mountpoint);
     let socket = config.control_socket();
     let pid_file = config.run_dir().join("mount.pid");
     let named = mountpoint.map(|m| std::path::absolute(m).unwrap_or_else(|_| m.to_owned()));

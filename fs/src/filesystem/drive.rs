@@ -172,7 +172,7 @@ impl FileSystem {
         let mut st = self.state.lock();
         let changed = st.log.since(began);
         for (ino, inode) in decoded {
-            if !changed.contains(&Changed::Inode(ino)) && st.inodes.peek(&ino).is_none() {
+            if !changed.has(Changed::Inode(ino)) && st.inodes.peek(&ino).is_none() {
                 st.inodes.insert(ino, inode, 1);
             }
         }
@@ -189,7 +189,7 @@ impl FileSystem {
         };
         let next = {
             let mut st = self.state.lock();
-            if !st.log.since(began).contains(&Changed::Dirent(dir, hash)) {
+            if !st.log.since(began).has(Changed::Dirent(dir, hash)) {
                 st.dirs.set(dir, hash, &name, dirent);
             }
             dirent.map(|d| d.ino).filter(|ino| st.inodes.peek(ino).is_none())
@@ -249,7 +249,7 @@ impl FileSystem {
             }
         }
         let mut st = self.state.lock();
-        if !st.log.since(began).contains(&Changed::Xattrs(ino)) {
+        if !st.log.since(began).has(Changed::Xattrs(ino)) {
             st.put_xattrs(ino, Arc::new(map));
         }
         Ok(())
@@ -267,7 +267,7 @@ impl FileSystem {
                 let len = value.len();
                 return Err(FsError::corrupt(format!("block {b} of {ino} has {len} bytes")));
             }
-            if !changed.contains(&Changed::Block(ino, b)) && st.blocks.peek(&(ino, b)).is_none() {
+            if !changed.has(Changed::Block(ino, b)) && st.blocks.peek(&(ino, b)).is_none() {
                 st.put_block(ino, b, value);
             }
         }

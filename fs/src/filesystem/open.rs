@@ -6,7 +6,7 @@ use crate::key::{self, KeySpace, Parsed, ROOT};
 use crate::limits::DIR_PAGE;
 use crate::name::NameHasher;
 use crate::record::{Counter, Inode, Record};
-use crate::state::{Geometry, State};
+use crate::state::{Geometry, Mark, State};
 use crate::superblock::{Superblock, block_size_is_good};
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -81,8 +81,12 @@ impl FileSystem {
         let counter = counter.ok_or_else(|| FsError::corrupt("the inode counter is missing"))?;
         let counter = Counter::from_bytes(&counter.value)?;
         let mut state = State::new(&options, counter.next);
-        for shard in 0..keys.shards() {
-            load_marks(&*volume, keys, shard, &mut state).await?;
+        let news = volume.news();
+        for mark in load_marks(&*volume, keys).await? {
+            if news.is_none() {
+                state.queue_reclaim(mark.ino());
+            }
+            state.add_mark(mark);
         }
         let geo = Geometry {
             opens_are_told: options.opens_are_told,
@@ -99,45 +103,40 @@ impl FileSystem {
             wake: Notify::new(),
             me: me.clone(),
         });
-        if fs.options.background {
-            fs.wake.notify_one();
-            tokio::spawn(super::reclaim::run(Arc::downgrade(&fs)));
+        match news {
+            Some(seen) if fs.options.background => {
+                tokio::spawn(super::follow::run(Arc::downgrade(&fs), seen));
+            }
+            None if fs.options.background => {
+                fs.wake.notify_one();
+                tokio::spawn(super::reclaim::run(Arc::downgrade(&fs)));
+            }
+            _ => {}
         }
         Ok(fs)
     }
 }
 
-/// Orphans and dead ranges of a shard: both are held in memory whole (they are few, and every
-/// access to a file asks for its dead ranges).
-async fn load_marks(
-    volume: &dyn Volume,
-    keys: KeySpace,
-    shard: u16,
-    state: &mut State,
-) -> Result<()> {
-    let (mut start, end) = keys.marks();
-    loop {
-        let page = volume.scan(shard, start, end.clone(), DIR_PAGE).await?;
-        for (key, stored) in page.records {
-            let ino = match key::parse(&key) {
-                Some(Parsed::Orphan(ino)) => {
-                    state.orphans.insert(ino);
-                    ino
-                }
-                Some(Parsed::Dead(ino)) => {
-                    let stamp = state.next_stamp;
-                    state.next_stamp += 1;
-                    let set = DeadSet::from_bytes(&stored.value)?;
-                    state.trims.insert(ino, crate::state::Trim { set, stamp });
-                    ino
-                }
-                _ => return Err(FsError::corrupt(format!("a strange key {key:02x?}"))),
-            };
-            state.queue_reclaim(ino);
-        }
-        match page.next {
-            Some(next) => start = next,
-            None => return Ok(()),
+/// Orphans and dead ranges: both are held in memory whole (they are few, and every access to a file
+/// asks for its dead ranges).
+pub(super) async fn load_marks(volume: &dyn Volume, keys: KeySpace) -> Result<Vec<Mark>> {
+    let mut marks = Vec::new();
+    for shard in 0..keys.shards() {
+        let (mut start, end) = keys.marks();
+        loop {
+            let page = volume.scan(shard, start, end.clone(), DIR_PAGE).await?;
+            for (key, stored) in page.records {
+                marks.push(match key::parse(&key) {
+                    Some(Parsed::Orphan(ino)) => Mark::Orphan(ino),
+                    Some(Parsed::Dead(ino)) => Mark::Dead(ino, DeadSet::from_bytes(&stored.value)?),
+                    _ => return Err(FsError::corrupt(format!("a strange key {key:02x?}"))),
+                });
+            }
+            match page.next {
+                Some(next) => start = next,
+                None => break,
+            }
         }
     }
+    Ok(marks)
 }

@@ -43,6 +43,16 @@ const WANTED: [(InitFlags, &str); 17] = [
     (InitFlags::FUSE_ALLOW_IDMAP, "unprivileged containers with idmapped root filesystems"),
 ];
 
+/// Not asked for by a mount that reads beside the one that writes: there cached pages and listings must
+/// go when their file has changed.
+const NOT_BESIDE: InitFlags =
+    InitFlags::FUSE_WRITEBACK_CACHE.union(InitFlags::FUSE_EXPLICIT_INVAL_DATA);
+
+/// What it asks for instead: the kernel drops pages and listings when a file has another size or mtime
+/// than they were read with.
+const BESIDE: (InitFlags, &str) =
+    (InitFlags::FUSE_AUTO_INVAL_DATA, "another mount writes: cached pages go by size and mtime");
+
 /// Which requests need not be sent, as agreed with the kernel.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Spared {
@@ -53,8 +63,9 @@ pub(super) struct Spared {
 }
 
 /// Answers INIT.
-pub(super) fn negotiate(config: &mut KernelConfig, limits: &MountLimits) -> Spared {
-    for (flag, why) in WANTED {
+pub(super) fn negotiate(config: &mut KernelConfig, limits: &MountLimits, beside: bool) -> Spared {
+    let wanted = WANTED.into_iter().filter(|(flag, _)| !beside || !flag.intersects(NOT_BESIDE));
+    for (flag, why) in wanted.chain(beside.then_some(BESIDE)) {
         if config.add_capabilities(flag).is_err() {
             tracing::info!("this kernel does not offer {flag:?} ({why})");
         }

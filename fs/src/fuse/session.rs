@@ -22,6 +22,8 @@ pub struct Setup {
     pub source: String,
     /// `-o` options.
     pub flags: MountFlags,
+    /// Another mount writes; this one only reads.
+    pub beside: bool,
     /// Sizes and deadlines.
     pub limits: MountLimits,
     /// Counters.

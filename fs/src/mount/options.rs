@@ -42,6 +42,8 @@ pub struct Wish {
     pub flags: MountFlags,
     /// Take the volume from another mount that holds it.
     pub takeover: bool,
+    /// Read beside the mount that holds the volume.
+    pub observer: bool,
     /// Change a mount that is there.
     pub remount: bool,
 }
@@ -94,6 +96,7 @@ impl Wish {
                 "allow_other" => flags.allow_other = Some(true),
                 "noallow_other" => flags.allow_other = Some(false),
                 "takeover" => self.takeover = true,
+                "observer" => self.observer = true,
                 "remount" => self.remount = true,
                 "bind" | "rbind" | "move" | "dirsync" | "lazytime" | "mand" | "nodiratime" => {
                     let what = format!("mount option {option} is not possible here");
@@ -108,6 +111,12 @@ impl Wish {
                 }
             }
         }
+        if self.observer && self.takeover {
+            let hint = "take the volume over to write, or observe to read beside its holder";
+            return Err(ControlError::new(2, "observer and takeover exclude each other", hint));
+        }
+        // Whatever else was said: it cannot write.
+        flags.read_only |= self.observer;
         Ok(())
     }
 }
