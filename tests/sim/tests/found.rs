@@ -95,3 +95,19 @@ fn a_part_behind_a_gap_tears_no_group() {
     ];
     goes_well(1464, 3, 12, 4096, steps);
 }
+
+/// Whole worlds that went wrong once, for as long as their seeds draw the same; what was wrong is in
+/// docs/adr/0015-second-source.md, and each has a smaller test beside the code that was wrong.
+#[test]
+fn seeds_that_once_went_wrong() {
+    for seed in [
+        112_785, 117_707, 120_001, 131_954, // a late answer taken for foreign; one source
+        200_255, 203_919, 205_047, // admitted, and wiped
+        301_277, 304_064, // one source, the other not found yet
+        302_139, 307_333, 314_887, 315_428, 318_192, // compaction through an I/O error
+        402_000, // refilled for a void part
+    ] {
+        let outcome = run(&Plan::draw(seed), false);
+        assert_eq!(outcome.failure, None, "seed {seed}");
+    }
+}
