@@ -297,6 +297,34 @@ async fn a_sequential_reader_is_read_ahead() {
 }
 
 #[tokio::test]
+async fn a_copy_within_the_mount_fetches_every_block_once() {
+    let (memory, fs) = fresh(FsOptions::default()).await;
+    let (from, h) = fs.create(ROOT, b"from", 0o644, 0, libc::O_RDWR, ME).await.unwrap();
+    let mib: Vec<u8> = (0..1u32 << 20).map(|i| (i >> 9) as u8 | 1).collect();
+    for i in 0..20u64 {
+        let data = Bytes::from(mib.clone());
+        fs.write(from.ino, h, i << 20, data, Strip::Capability, false).await.unwrap();
+    }
+    let (to, _) = fs.create(ROOT, b"to", 0o644, 0, libc::O_RDWR, ME).await.unwrap();
+    fs.sync_all().await.unwrap();
+    fs.drop_caches();
+    let before = memory.counts();
+    let len = 20 << 20;
+    let mut done = 0;
+    while done < len {
+        let n = fs.copy_file_range(from.ino, done, to.ino, done, len - done).await.unwrap();
+        assert!(n > 0, "it ends at {done}");
+        done += n;
+    }
+    let after = memory.counts();
+    let blocks = len / 16384;
+    assert_eq!(after.keys - before.keys, blocks + 2, "every block once, and both inodes");
+    fs.sync_all().await.unwrap();
+    fs.drop_caches();
+    assert!(all(&fs, to.ino).await == all(&fs, from.ino).await);
+}
+
+#[tokio::test]
 async fn a_large_directory_pages() {
     let caches = fs::limits::CacheLimits { dirents: 500, ..Default::default() };
     let (memory, fs) = fresh(FsOptions { caches, ..FsOptions::default() }).await;

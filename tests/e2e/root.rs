@@ -10,6 +10,7 @@ use rustix::mount::{UnmountFlags, unmount};
 use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 use std::thread::sleep;
@@ -70,6 +71,18 @@ fn mount_options_do_what_they_say() {
     });
     assert!(marks.is_sorted_by(|a, b| a < b), "strictatime: {marks:?}");
 
+    for dir in [&cluster.root, &cluster.mountpoint()] {
+        fs::set_permissions(dir, Permissions::from_mode(0o755)).expect("chmod");
+    }
+    let a_stranger_gets = |path: &Path| {
+        run(Command::new("stat").arg(path).uid(65_534).gid(65_534), Duration::from_secs(20))
+    };
+    a_stranger_gets(&file).assert_ok();
+    cluster.unmount();
+    cluster.mount_with(&["-o", "noallow_other"]);
+    let said = a_stranger_gets(&file).expect_refusal();
+    assert!(said.contains("Permission denied"), "noallow_other: {said}");
+
     cluster.unmount();
     cluster.mount_with(&["-o", "ro"]);
     assert!(options_of(&cluster.mountpoint()).contains(",ro,"));
@@ -114,6 +127,38 @@ fn a_running_mount_takes_new_options_by_the_helper_of_mount() {
         shown.contains(",rw,") && shown.contains(",nodev,"),
         "what is not named stays: {shown}"
     );
+}
+
+/// The kernel hands a copy over as one request: no byte comes up to it or goes down from it. (That the
+/// mount fetches what it copies once: `fs/tests/smoke.rs`.)
+#[test]
+fn a_copy_within_the_mount_does_not_pass_the_kernel() {
+    const LEN: usize = 24 << 20;
+    let mut cluster = Cluster::start("copies", Setup::default());
+    let content: Vec<u8> =
+        (0..).flat_map(|n| cluster::random::block(9, n, 50_000)).take(LEN).collect();
+    fs::write(cluster.path("from"), &content).expect("write");
+    cluster.remount();
+    let passed = |cluster: &Cluster| {
+        let said = cluster.status()["requests"].clone();
+        let copies = said["operations"]["copy_file_range"]["requests"].as_u64().unwrap_or(0);
+        let bytes = |of: &str| said[of].as_u64().expect("a count");
+        (copies, bytes("read_bytes"), bytes("written_bytes"))
+    };
+    let from = File::open(cluster.path("from")).expect("open");
+    let to = File::create_new(cluster.path("to")).expect("create");
+    let (_, read_before, written_before) = passed(&cluster);
+    let mut left = LEN;
+    while left > 0 {
+        let n = rustix::fs::copy_file_range(&from, None, &to, None, left).expect("copy_file_range");
+        assert!(n > 0, "the copy ends {left} bytes early");
+        left -= n;
+    }
+    to.sync_all().expect("fsync");
+    let (copies, read, written) = passed(&cluster);
+    assert!(copies >= 2, "at most 16 MiB at once, in {copies} requests");
+    assert_eq!((read, written), (read_before, written_before), "bytes went through the kernel");
+    assert!(fs::read(cluster.path("to")).expect("read") == content, "the copy differs");
 }
 
 #[test]
@@ -252,4 +297,12 @@ fn every_kind_of_sync_reaches_two_banks() {
     assert_eq!(fs::read(cluster.path("renamed")).expect("renamed"), b"data");
     assert!(!cluster.path("unsynced").exists(), "nothing is lost here: the test cannot tell");
     fs::set_permissions(cluster.path("renamed"), Permissions::from_mode(0o600)).expect("writable");
+
+    // With the mount option every write is one.
+    cluster.unmount();
+    cluster.mount_with(&["-o", "sync"]);
+    let file = create(&cluster, "option", 0);
+    let before = two_banks(&cluster);
+    write(&file);
+    assert!(two_banks(&cluster) > before, "-o sync: a write did not reach two banks");
 }

@@ -14,6 +14,8 @@ pub(crate) enum Weather {
     Fair,
     /// At one turn a bank is killed, at the next it comes back and catches up; then the next bank.
     BanksDie,
+    /// The same, but the bank hangs (SIGSTOP): its connections stay, and nobody is told.
+    BanksHang,
     /// At every turn the next bank is killed, emptied and started: it is refilled while the scenario
     /// goes on.
     BanksAreRefilled,
@@ -85,12 +87,14 @@ impl Lab {
     pub(crate) fn turn(&mut self) {
         match self.weather {
             Weather::Fair => return,
-            Weather::BanksDie => {
-                if let Some(bank) = self.down.take() {
-                    self.cluster.start_bank(bank);
-                } else {
+            Weather::BanksDie | Weather::BanksHang => {
+                if !self.bring_back() {
                     self.cluster.await_healthy(REPAIR_MAX);
-                    self.cluster.kill(self.next);
+                    if self.weather == Weather::BanksDie {
+                        self.cluster.kill(self.next);
+                    } else {
+                        self.cluster.pause(self.next);
+                    }
                     self.down = Some(self.next);
                     self.next = self.next.next();
                 }
@@ -104,14 +108,20 @@ impl Lab {
             }
         }
         let now = self.began.elapsed().as_secs_f64();
-        println!("{now:7.1}s {:?}: dead {:?}, next {:?}", self.weather, self.down, self.next);
+        println!("{now:7.1}s {:?}: away {:?}, next {:?}", self.weather, self.down, self.next);
     }
 
-    /// The bank that is dead comes back, and all three are whole.
+    /// The bank that is away, if one is, goes on or starts again.
+    fn bring_back(&mut self) -> bool {
+        let Some(bank) = self.down.take() else { return false };
+        self.cluster.resume(bank);
+        self.cluster.start_bank(bank);
+        true
+    }
+
+    /// The bank that is away comes back, and all three are whole.
     pub(crate) fn calm_down(&mut self) {
-        if let Some(bank) = self.down.take() {
-            self.cluster.start_bank(bank);
-        }
+        self.bring_back();
         self.cluster.await_healthy(REPAIR_MAX);
     }
 

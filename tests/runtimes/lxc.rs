@@ -40,6 +40,11 @@ fn root_of(lab: &Lab, name: &str) -> Manifest {
 
 in_all_weathers!(a_service_of_debian_containers, service);
 
+#[test]
+fn a_service_of_debian_containers_while_banks_hang() {
+    service(Weather::BanksHang);
+}
+
 fn service(weather: Weather) {
     let root = debian();
     let mut lab = Lab::open("lxc", weather);

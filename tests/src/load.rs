@@ -15,17 +15,38 @@ use std::time::{Duration, Instant};
 pub const CHUNK: usize = 64 << 10;
 
 /// How a load went.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Report {
     /// Operations that succeeded.
     pub done: u64,
     /// What failed, first 20.
     pub errors: Vec<String>,
-    /// Longest single operation (a write with its sync, a read, a create).
+    /// Longest operation: a write with its sync, a read, a file saved with all that belongs to it.
     pub longest_stall: Duration,
+    /// The longest single call of the system, and when it was.
+    longest_call: (Duration, String),
+    began: Instant,
 }
 
 impl Report {
+    fn begin() -> Self {
+        let longest_call = (Duration::ZERO, "none".to_owned());
+        let (longest_stall, began) = (Duration::ZERO, Instant::now());
+        Self { done: 0, errors: Vec::new(), longest_stall, longest_call, began }
+    }
+
+    /// Makes one call, and notes how long it took.
+    fn call<T>(&mut self, name: &str, act: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        let began = Instant::now();
+        let result = act();
+        let took = began.elapsed();
+        if took > self.longest_call.0 {
+            let at = (began - self.began).as_secs_f64();
+            self.longest_call = (took, format!("{name} at {at:.1} s"));
+        }
+        result
+    }
+
     fn note(&mut self, what: &str, began: Instant, result: io::Result<()>) {
         let took = began.elapsed();
         self.longest_stall = self.longest_stall.max(took);
@@ -44,7 +65,11 @@ impl Report {
     /// # Panics
     /// When an operation failed or took longer.
     pub fn assert_unharmed(&self, what: &str, stall_max: Duration) {
-        println!("{what}: {} operations, longest stall {:?}", self.done, self.longest_stall);
+        let (call, name) = &self.longest_call;
+        println!(
+            "{what}: {} operations, longest stall {:.2?}; longest call {call:.2?} ({name})",
+            self.done, self.longest_stall
+        );
         assert!(self.errors.is_empty(), "{what}: {}", self.errors.join("\n"));
         assert!(self.done > 0, "{what}: did nothing");
         assert!(self.longest_stall < stall_max, "{what}: stalled {:?}", self.longest_stall);
@@ -75,7 +100,7 @@ impl Load {
     #[must_use]
     pub fn write_file(path: PathBuf, seed: u64, chunks: u64, at_least: Duration) -> Self {
         Self::spawn(move |_, done| {
-            let mut report = Report::default();
+            let mut report = Report::begin();
             let file = match File::create(&path) {
                 Ok(f) => f,
                 Err(e) => {
@@ -89,14 +114,17 @@ impl Load {
                 thread::sleep(due.saturating_sub(start.elapsed()));
                 let data = block(seed, n, CHUNK);
                 let began = Instant::now();
-                let result = file
-                    .write_all_at(&data, n * CHUNK as u64)
-                    .and_then(|()| if n % 16 == 15 { file.sync_data() } else { Ok(()) });
+                let mut result =
+                    report.call("write", || file.write_all_at(&data, n * CHUNK as u64));
+                if n % 16 == 15 && result.is_ok() {
+                    result = report.call("fdatasync", || file.sync_data());
+                }
                 report.note(&format!("write of chunk {n}"), began, result);
                 done.store(n + 1, Ordering::SeqCst);
             }
             let began = Instant::now();
-            report.note("last fsync", began, file.sync_all());
+            let result = report.call("fsync", || file.sync_all());
+            report.note("last fsync", began, result);
             report
         })
     }
@@ -106,16 +134,16 @@ impl Load {
     #[must_use]
     pub fn read_file(path: PathBuf, seed: u64, chunks: u64) -> Self {
         Self::spawn(move |stop, done| {
-            let mut report = Report::default();
+            let mut report = Report::begin();
             let mut random = Random::new(seed);
             let mut buf = vec![0; CHUNK];
             while !stop.load(Ordering::SeqCst) {
                 let n = random.below(chunks);
                 let want = block(seed, n, CHUNK);
                 let began = Instant::now();
-                let result = File::open(&path).and_then(|file| {
+                let result = report.call("open", || File::open(&path)).and_then(|file| {
                     fadvise(&file, 0, None, Advice::DontNeed)?;
-                    file.read_exact_at(&mut buf, n * CHUNK as u64)?;
+                    report.call("read", || file.read_exact_at(&mut buf, n * CHUNK as u64))?;
                     if buf == want { Ok(()) } else { Err(io::Error::other("WRONG BYTES")) }
                 });
                 report.note(&format!("read of chunk {n}"), began, result);
@@ -131,13 +159,13 @@ impl Load {
     #[must_use]
     pub fn small_files(dir: PathBuf) -> Self {
         Self::spawn(move |stop, done| {
-            let mut report = Report::default();
+            let mut report = Report::begin();
             for n in 0.. {
                 if stop.load(Ordering::SeqCst) {
                     break;
                 }
                 let began = Instant::now();
-                let result = save_and_check(&dir, n);
+                let result = save_and_check(&mut report, &dir, n);
                 report.note(&format!("round {n}"), began, result);
                 done.fetch_add(1, Ordering::SeqCst);
                 thread::sleep(Duration::from_millis(2));
@@ -183,22 +211,23 @@ impl Load {
     }
 }
 
-fn save_and_check(dir: &Path, n: u64) -> io::Result<()> {
+fn save_and_check(report: &mut Report, dir: &Path, n: u64) -> io::Result<()> {
     let name = dir.join(format!("file-{}", n % 40));
     let fresh = dir.join(format!("file-{}.new", n % 40));
     let data = block(77, n, 3000);
-    let file = File::create(&fresh)?;
-    file.write_all_at(&data, 0)?;
-    file.sync_all()?;
-    std::fs::rename(&fresh, &name)?;
-    if std::fs::read(&name)? != data {
+    let file = report.call("create", || File::create(&fresh))?;
+    report.call("write", || file.write_all_at(&data, 0))?;
+    report.call("fsync", || file.sync_all())?;
+    report.call("rename", || std::fs::rename(&fresh, &name))?;
+    if report.call("read", || std::fs::read(&name))? != data {
         return Err(io::Error::other("WRONG BYTES"));
     }
     if n % 10 == 9 {
-        std::fs::remove_file(&name)?;
+        report.call("unlink", || std::fs::remove_file(&name))?;
     }
     // Never a short listing: 40 names come and go, and each is deleted only by this thread.
-    let listed = std::fs::read_dir(dir)?.collect::<io::Result<Vec<_>>>()?.len() as u64;
+    let list = || std::fs::read_dir(dir)?.collect::<io::Result<Vec<_>>>();
+    let listed = report.call("listing", list)?.len() as u64;
     let want = expected_names(n);
     if listed == want {
         Ok(())
@@ -253,7 +282,7 @@ mod tests {
     fn loads_run_clean_on_an_ordinary_filesystem() {
         let dir = tempfile::tempdir().unwrap();
         for n in 0..200 {
-            save_and_check(dir.path(), n).unwrap();
+            save_and_check(&mut Report::begin(), dir.path(), n).unwrap();
         }
         make_file(&dir.path().join("f"), 5, 20);
         check_file(&dir.path().join("f"), 5, 20);

@@ -88,3 +88,15 @@ pub fn require_programs(needed: &[(&str, &str)]) {
         packages.join(" ")
     );
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[should_panic(expected = "apt-get install its-package another")]
+    fn a_missing_program_is_named_with_its_package() {
+        let missing = [("no-such-program", "its-package"), ("sh", "dash"), ("nor-this", "another")];
+        require_programs(&missing);
+    }
+}
