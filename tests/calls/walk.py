@@ -83,6 +83,10 @@ def walk(top, seed, steps):
         uid, gid, groups = rng.choice(USERS)
         umask = rng.choice([0o022, 0, 0o077])
         p, what, call = a_call(rng)
+        if uid != 0 and what.endswith("chown -1 -1"):
+            # By a stranger it is refused, and the kernel has removed file capabilities before it asks a
+            # FUSE filesystem. Others' are in the tables.
+            continue
         try:
             # The real ids stay root's, so that the way back is open.
             os.setgroups(list(groups))
