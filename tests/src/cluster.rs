@@ -1,6 +1,6 @@
 //! A volume: three banks of nodes, a configuration, a mount.
 
-use crate::mount::Mount;
+use crate::mount::{MOUNT_PATIENCE, Mount};
 use crate::node::Node;
 use crate::oracle;
 use crate::process::{Said, run, until};
@@ -54,6 +54,10 @@ pub struct Setup {
     pub limits: String,
     /// `--capacity` of each node, bytes.
     pub capacity_bytes: Option<u64>,
+    /// Each node has a disk of its own of so many bytes ([`crate::disk`]).
+    pub disk_bytes: Option<u64>,
+    /// Between the mount and each node is a network that can fail ([`crate::proxy`]).
+    pub relays: bool,
     /// After so long the watchdog kills the mount.
     pub watchdog: Duration,
 }
@@ -64,6 +68,8 @@ impl Default for Setup {
             shards: 2,
             limits: String::new(),
             capacity_bytes: None,
+            disk_bytes: None,
+            relays: false,
             watchdog: Duration::from_secs(240),
         }
     }
@@ -94,6 +100,7 @@ pub struct Cluster {
     nodes: [Vec<Node>; 3],
     mount: Option<Mount>,
     mount_pid: Arc<AtomicU32>,
+    keep: bool,
     _watchdog: mpsc::Sender<()>,
 }
 
@@ -148,13 +155,20 @@ impl Cluster {
             (0..setup.shards)
                 .map(|shard| {
                     let port = ports[bank as usize * setup.shards + shard];
-                    Node::new(&root, bank, shard, port, setup.capacity_bytes)
+                    let mut node = Node::new(&root, bank, shard, port, setup.capacity_bytes);
+                    setup.disk_bytes.into_iter().for_each(|bytes| node.give_disk(bytes));
+                    if setup.relays {
+                        node.give_relay();
+                    }
+                    node
                 })
                 .collect()
         });
         let mount_pid = Arc::new(AtomicU32::new(0));
         let watchdog = watch(name, setup.watchdog, mount_pid.clone());
-        let cluster = Self { root, setup, nodes, mount: None, mount_pid, _watchdog: watchdog };
+        let keep = std::env::var_os("TERCET_KEEP").is_some();
+        let cluster =
+            Self { root, setup, nodes, mount: None, mount_pid, keep, _watchdog: watchdog };
         cluster.write_config();
         let mut token = Command::new(&programs().tercet);
         token.arg("token").arg(cluster.root.join("token"));
@@ -166,7 +180,7 @@ impl Cluster {
         let list = |bank: Bank| {
             let all: Vec<String> = self.nodes[bank as usize]
                 .iter()
-                .map(|n| format!("\"127.0.0.1:{}\"", n.port))
+                .map(|n| format!("\"127.0.0.1:{}\"", n.public_port()))
                 .collect();
             all.join(", ")
         };
@@ -200,6 +214,11 @@ impl Cluster {
         self.mountpoint().join(relative)
     }
 
+    /// Keeps logs and data, though no test has panicked.
+    pub fn keep(&mut self) {
+        self.keep = true;
+    }
+
     // --- the mount ---------------------------------------------------------------------------
 
     /// Mounts.
@@ -212,10 +231,19 @@ impl Cluster {
     /// # Panics
     /// When it does not mount in time.
     pub fn mount_with(&mut self, args: &[&str]) {
+        self.begin_mount(args);
+        self.mounted().await_mounted(MOUNT_PATIENCE);
+    }
+
+    /// Starts to mount and returns at once.
+    ///
+    /// # Panics
+    /// When it is mounted already.
+    pub fn begin_mount(&mut self, args: &[&str]) {
         assert!(self.mount.is_none(), "mounted already");
         let log = self.root.join("run").join("mount.log");
         let pid = self.mount_pid.clone();
-        self.mount = Some(Mount::start(&self.config(), &self.mountpoint(), args, &log, pid));
+        self.mount = Some(Mount::begin(&self.config(), &self.mountpoint(), args, &log, pid));
     }
 
     /// Unmounts cleanly (SIGTERM).
@@ -396,8 +424,9 @@ impl Drop for Cluster {
         }
         for node in self.nodes.iter_mut().flatten() {
             node.kill();
+            drop(node.disk.take());
         }
-        if failed || std::env::var_os("TERCET_KEEP").is_some() {
+        if failed || self.keep {
             eprintln!("kept: logs in {0}/run, data in {0}/nodes", self.root.display());
         } else {
             let _ = std::fs::remove_dir_all(&self.root);

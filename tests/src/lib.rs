@@ -11,9 +11,11 @@
 //!   what to install and fails)
 //! * [`process`]: children with logs, signals and deadlines
 //! * [`node`], [`mount`], [`cluster`]: one storage node, one mount, all of it together
+//! * [`disk`], [`proxy`]: a disk that fills up or fails, a network that cuts off or repeats
 //! * [`host`]: namespaces for the programs that use the mount, so that nothing survives a test
 //! * [`oracle`]: what the banks hold, compared outside the mount
 //! * [`mod@reference`]: an ext4, to compare answers with
+//! * [`journal`]: numbered operations; what is found must be the state after a prefix of them
 //! * [`tree`], [`load`]: files whose hashes are kept outside, and work that goes on while
 //!   something breaks
 //! * [`random`]: seeds that a failure prints and `TERCET_SEED` replays
@@ -23,13 +25,16 @@
 //! logs and data and prints where it is.
 
 pub mod cluster;
+pub mod disk;
 pub mod host;
+pub mod journal;
 pub mod load;
 pub mod mount;
 pub mod node;
 pub mod oracle;
 pub mod process;
 pub mod programs;
+pub mod proxy;
 pub mod random;
 pub mod reference;
 pub mod tree;

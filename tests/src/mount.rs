@@ -26,8 +26,21 @@ impl Mount {
     /// Starts it and waits until the filesystem is there. `watched` gets its pid, for the watchdog.
     ///
     /// # Panics
-    /// When it ends or does not mount in time, with the end of its log.
+    /// As [`await_mounted`](Self::await_mounted), after [`MOUNT_PATIENCE`].
     pub fn start(
+        config: &Path,
+        point: &Path,
+        args: &[&str],
+        log: &Path,
+        watched: Arc<AtomicU32>,
+    ) -> Self {
+        let mut mount = Self::begin(config, point, args, log, watched);
+        mount.await_mounted(MOUNT_PATIENCE);
+        mount
+    }
+
+    /// Starts it and returns at once.
+    pub fn begin(
         config: &Path,
         point: &Path,
         args: &[&str],
@@ -39,12 +52,19 @@ impl Mount {
         command.arg("--config").arg(config).args(["mount", "--foreground"]).args(args).arg(point);
         let process = Process::spawn("mount", &mut command, log);
         watched.store(process.pid().unwrap_or(0), Ordering::SeqCst);
-        let mut mount = Self { point: point.into(), process, watched };
-        until(MOUNT_PATIENCE, &format!("mounted (log {})", log.display()), || {
-            assert!(mount.is_running(), "the mount ended:\n{}", mount.process.log_tail(25));
-            is_mounted(point)
+        Self { point: point.into(), process, watched }
+    }
+
+    /// Waits until the filesystem is there.
+    ///
+    /// # Panics
+    /// When it ends or does not mount in time, with the end of its log.
+    pub fn await_mounted(&mut self, within: Duration) {
+        let log = self.process.log().to_owned();
+        until(within, &format!("mounted (log {})", log.display()), || {
+            assert!(self.is_running(), "the mount ended:\n{}", self.process.log_tail(25));
+            is_mounted(&self.point)
         });
-        mount
     }
 
     /// Does its process exist?

@@ -1,8 +1,10 @@
 //! One storage node: a process, a directory, an address.
 
 use crate::cluster::Bank;
+use crate::disk::NodeDisk;
 use crate::process::{Process, Said, run, until};
 use crate::programs::programs;
+use crate::proxy::Proxy;
 use rustix::process::Signal;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -22,6 +24,10 @@ pub struct Node {
     pub port: u16,
     /// Its data.
     pub dir: PathBuf,
+    /// A disk of its own, if the setup says so.
+    pub disk: Option<NodeDisk>,
+    /// The network between it and the mount, if the setup says so.
+    pub relay: Option<Proxy>,
     token: PathBuf,
     log: PathBuf,
     capacity_bytes: Option<u64>,
@@ -38,11 +44,30 @@ impl Node {
             shard,
             port,
             dir: root.join("nodes").join(&name),
+            disk: None,
+            relay: None,
             token: root.join("token"),
             log: root.join("run").join(format!("node-{name}.log")),
             capacity_bytes: capacity,
             process: None,
         }
+    }
+
+    /// Gives it a disk of its own.
+    pub fn give_disk(&mut self, bytes: u64) {
+        self.disk = Some(NodeDisk::make(&self.dir, bytes));
+        self.dir = self.dir.join("data");
+    }
+
+    /// Puts a relay between it and the mount.
+    pub fn give_relay(&mut self) {
+        self.relay = Some(Proxy::start(self.port, u64::from(self.port)));
+    }
+
+    /// The port that the configuration names.
+    #[must_use]
+    pub fn public_port(&self) -> u16 {
+        self.relay.as_ref().map_or(self.port, |r| r.port)
     }
 
     /// Where it answers.
@@ -139,6 +164,13 @@ impl Node {
     pub fn snapshot(&mut self) {
         assert!(!self.is_running(), "{self} runs: kill it first");
         copy_tree(&self.dir, &self.dir.with_extension("old"));
+    }
+
+    /// The same of a running one, which stands still meanwhile: the copy is as after a crash.
+    pub fn snapshot_running(&mut self) {
+        self.pause();
+        copy_tree(&self.dir, &self.dir.with_extension("old"));
+        self.resume();
     }
 
     /// Puts the copy back: the node is rolled back to then. It must not run.
