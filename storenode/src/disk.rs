@@ -97,8 +97,8 @@ pub trait DiskFile: Send + Sync {
     /// Reserves space so that the file is at least `len` bytes long, filled with zeros.
     ///
     /// # Errors
-    /// [`io::ErrorKind::StorageFull`], or whatever the disk answers. A disk that cannot reserve
-    /// answers `Ok` and does nothing.
+    /// [`io::ErrorKind::StorageFull`], and then nothing is taken; or whatever the disk answers. A disk
+    /// that cannot reserve answers `Ok` and does nothing.
     fn allocate(&self, len: u64) -> io::Result<()>;
 
     /// Cuts the file at `len` bytes.

@@ -97,3 +97,19 @@ fn a_full_volume_says_enospc_goes_on_and_gives_space_back() {
     check_file(&cluster.path("again"), 3, 64);
     cluster.await_equal(REPAIR_MAX);
 }
+
+/// A reservation that does not fit must not take what there is: ext4 keeps what it could reserve until
+/// it found no more.
+#[test]
+fn a_disk_smaller_than_a_segment_is_used() {
+    let setup = Setup { shards: 1, disk_bytes: Some(66 << 20), ..Setup::default() };
+    let mut cluster = Cluster::start("small-disk", setup);
+    make_file(&cluster.path("f"), 1, 256);
+    for node in cluster.nodes().iter().flatten() {
+        let free = rustix::fs::statvfs(&node.dir).expect("statfs");
+        let free = free.f_bavail * free.f_frsize;
+        assert!(free > 24 << 20, "{node}: {free} bytes free beside 16 MiB");
+    }
+    cluster.remount();
+    check_file(&cluster.path("f"), 1, 256);
+}

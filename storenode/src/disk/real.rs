@@ -188,8 +188,15 @@ impl DiskFile for RealFile {
     }
 
     fn allocate(&self, len: u64) -> io::Result<()> {
+        use rustix::io::Errno;
+        let before = self.len()?;
         match rustix::fs::fallocate(&self.0, FallocateFlags::empty(), 0, len) {
-            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => Ok(()),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
+            Err(e @ (Errno::NOSPC | Errno::DQUOT)) => {
+                // ext4 keeps what it could reserve until then, and that is all there was.
+                self.truncate(before)?;
+                Err(e.into())
+            }
             other => Ok(other?),
         }
     }
