@@ -25,6 +25,10 @@ pub struct Report {
     pub names: u64,
     /// Block records; 0 without `data`.
     pub blocks: u64,
+    /// Unlinked inodes that wait for reclaim.
+    pub orphans: u64,
+    /// Blocks that wait for reclaim; 0 without `data`.
+    pub dead_blocks: u64,
     /// How many findings.
     pub wrong: u64,
     /// The first of them, in words.
@@ -58,6 +62,8 @@ pub async fn run(
                 inodes: pass.inodes,
                 names: pass.names,
                 blocks: pass.blocks,
+                orphans: pass.orphans,
+                dead_blocks: pass.dead_blocks,
                 wrong: both.len() as u64,
                 findings: both.into_iter().take(LISTED_MAX).collect(),
             });

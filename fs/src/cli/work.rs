@@ -81,8 +81,12 @@ pub(super) async fn check(config: &Config, args: &CheckArgs) -> Outcome {
             say(line.as_str().unwrap_or_default());
         }
         let verdict = if wrong == 0 { "consistent".into() } else { format!("{wrong} findings") };
+        let waiting = match (number(&report, "orphans"), number(&report, "dead_blocks")) {
+            (0, 0) => String::new(),
+            (inodes, blocks) => format!("; {inodes} inodes, {blocks} blocks wait for reclaim"),
+        };
         say(&format!(
-            "{} inodes, {} names: {verdict}",
+            "{} inodes, {} names: {verdict}{waiting}",
             number(&report, "inodes"),
             number(&report, "names")
         ));
