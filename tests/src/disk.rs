@@ -5,7 +5,7 @@
 //! then on every read, write and sync answers EIO, and what had not been synced is never written. After
 //! [`replug`](NodeDisk::replug) there is what was durable, as after a power cut.
 
-use crate::process::run;
+use crate::process::{run, until};
 use crate::reference::{mkfs_ext4, mount_loop};
 use rustix::mount::{UnmountFlags, unmount};
 use std::fs::{self, File};
@@ -90,6 +90,13 @@ impl NodeDisk {
     /// When somebody does.
     pub fn replug(&self) {
         self.unmount().unwrap_or_else(|e| panic!("umount {}: {e}", self.mountpoint.display()));
+        // Namespaces that are being taken down have it mounted too: it is gone when its device is.
+        let gone = || {
+            let mut losetup = Command::new("losetup");
+            losetup.arg("-j").arg(&self.image);
+            run(&mut losetup, Duration::from_secs(20)).expect_ok().is_empty()
+        };
+        until(Duration::from_secs(20), "nobody has the disk mounted", gone);
         mount_loop(&self.image, &self.mountpoint);
     }
 

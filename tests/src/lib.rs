@@ -14,6 +14,8 @@
 //! * [`disk`], [`proxy`]: a disk that fills up or fails, a network that cuts off or repeats
 //! * [`host`]: namespaces for the programs that use the mount, so that nothing survives a test
 //! * [`oracle`]: what the banks hold, compared outside the mount
+//! * [`crash`]: rounds of programs whose mount is killed
+//! * [`matrix`]: every fault crossed with every load
 //! * [`mod@reference`]: an ext4, to compare answers with
 //! * [`journal`]: numbered operations; what is found must be the state after a prefix of them
 //! * [`tree`], [`load`]: files whose hashes are kept outside, and work that goes on while
@@ -25,10 +27,12 @@
 //! logs and data and prints where it is.
 
 pub mod cluster;
+pub mod crash;
 pub mod disk;
 pub mod host;
 pub mod journal;
 pub mod load;
+pub mod matrix;
 pub mod mount;
 pub mod node;
 pub mod oracle;
