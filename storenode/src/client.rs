@@ -226,8 +226,10 @@ fn may_repeat(r: &Request) -> bool {
         | Request::Tail { .. }
         | Request::Delta { .. }
         | Request::Beat { .. }
-        | Request::Cursor { .. }
-        | Request::Verify { .. } => true,
+        | Request::Cursor(_)
+        | Request::Verify { .. }
+        | Request::VerifyFiles { .. }
+        | Request::Missed { .. } => true,
         Request::Assign { .. }
         | Request::Attach { .. }
         | Request::Install { .. }
@@ -315,7 +317,9 @@ pub fn bulk_lens(request: &Request, reply: &Reply) -> Result<Vec<usize>, String>
         )
         | (Request::Install { .. } | Request::Remove { .. }, Reply::Installed { .. })
         | (Request::Verify { .. }, Reply::Verified { .. })
-        | (Request::Cursor { .. } | Request::Configure { .. } | Request::Inject(_), Reply::Done) => {
+        | (Request::VerifyFiles { .. }, Reply::FilesVerified { .. })
+        | (Request::Missed { .. }, Reply::Missed { .. })
+        | (Request::Cursor(_) | Request::Configure { .. } | Request::Inject(_), Reply::Done) => {
             Vec::new()
         }
         _ => return Err(format!("a reply that does not fit {}", path_of(request))),

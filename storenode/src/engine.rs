@@ -11,6 +11,7 @@
 //! [`crate::service`] does, and decides under the writer lock.
 
 pub(crate) mod chain;
+mod check;
 mod compact;
 pub(crate) mod container;
 pub(crate) mod entry;
@@ -23,6 +24,7 @@ mod sidecar;
 mod write;
 
 use self::chain::{Chain, Pending, Place};
+pub(crate) use self::check::Checked;
 pub(crate) use self::compact::remove_log;
 use self::entry::{Grave, Snapshot};
 use self::index::{Index, Slot};
@@ -33,7 +35,7 @@ pub(crate) use self::segment::Owner;
 use crate::disk::{Disk, DiskFile};
 use crate::part;
 use crate::service::Metrics;
-use crate::wire::{Key, NodeError, Position, Space, Version, digest};
+use crate::wire::{Cursor, Key, NodeError, Position, Space, Version, digest};
 use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use std::collections::{BTreeMap, VecDeque};
@@ -118,6 +120,9 @@ pub(crate) struct Core {
     head_base: Version,
     /// A filling store drops no tombstone (rule 8).
     filling: bool,
+    /// The log still has a cursor that damage made untrue: a head must say that there is none before
+    /// the damage is compacted away.
+    disowned: bool,
 }
 
 impl Core {
@@ -180,6 +185,8 @@ pub(crate) struct ChainStatus {
     pub(crate) position: Position,
     pub(crate) watermark: Version,
     pub(crate) sum: chain::Summary,
+    /// A copy that is not over.
+    pub(crate) cursor: Option<Cursor>,
     pub(crate) lost: Option<Version>,
 }
 
@@ -223,6 +230,7 @@ impl Engine {
             position: core.position(),
             watermark: core.chain.applied().max(core.chain.sum.watermark),
             sum: core.chain.sum.clone(),
+            cursor: core.chain.cursor().cloned(),
             lost: core.lost,
         }
     }

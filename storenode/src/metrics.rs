@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 /// Names of the messages, as in their paths `/v1/<name>`.
-pub const MESSAGES: [&str; 21] = [
+pub const MESSAGES: [&str; 23] = [
     "status",
     "assign",
     "fence",
@@ -27,6 +27,8 @@ pub const MESSAGES: [&str; 21] = [
     "admit",
     "beat",
     "verify",
+    "verify_files",
+    "missed",
     "inject",
 ];
 

@@ -243,7 +243,7 @@ impl Lanes {
         match path {
             "/v1/append" | "/v1/install" | "/v1/remove" => &self.writes,
             "/v1/read" | "/v1/digests" | "/v1/scan" | "/v1/hashes" | "/v1/bucket" | "/v1/tail"
-            | "/v1/delta" | "/v1/verify" => &self.reads,
+            | "/v1/delta" | "/v1/missed" | "/v1/verify" | "/v1/verify_files" => &self.reads,
             _ => &self.controls,
         }
     }

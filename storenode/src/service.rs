@@ -5,7 +5,7 @@ mod messages;
 
 pub use self::config::{Metrics, NodeConfig, OpenError, SEGMENT_BYTES};
 use crate::disk::Disk;
-use crate::engine::{Engine, Owner, bad, failed, remove_log, survivor};
+use crate::engine::{Checked, Engine, Owner, bad, failed, remove_log, survivor};
 use crate::state::{Loaded, State};
 use crate::wire::{
     BankId, Configuration, Envelope, Fault, InstallKind, KEY_LEN_MAX, Key, NodeError, Promise,
@@ -254,10 +254,13 @@ impl Service {
                 drop(tail);
                 done(Reply::Position(engine.wait(end)?))
             }
-            Request::Cursor { since, after } => {
+            Request::Cursor(cursor) => {
+                if cursor.good.epoch > e.epoch || cursor.since > cursor.good {
+                    return Err(bad("a cursor beyond what is settled"));
+                }
                 let mut tail = engine.writer();
                 self.gate(e, true)?;
-                let end = engine.cursor(&mut tail, Some((since, after)))?;
+                let end = engine.cursor(&mut tail, cursor)?;
                 drop(tail);
                 engine.wait(end)?;
                 done(Reply::Done)
@@ -317,6 +320,24 @@ impl Service {
             Request::Delta { since, after, limit_bytes, values, through } => {
                 self.check_read(engine, e, through, 0)?;
                 records(engine.delta(since, &after, limit_bytes as usize, values))
+            }
+            Request::VerifyFiles { from } => {
+                // Who does not hold the volume only looks.
+                let mend = e.epoch != 0;
+                if mend {
+                    self.gate(e, false)?;
+                }
+                let checked = match from {
+                    0 => self.check_state(mend)?,
+                    _ => engine.check_segment(from, mend)?,
+                };
+                let Checked { bad, bytes, next } = checked;
+                done(Reply::FilesVerified { bad, bytes, next })
+            }
+            Request::Missed { since, after, through } => {
+                self.check_read(engine, e, through, 0)?;
+                let (records, bytes) = engine.missed(since, &after);
+                done(Reply::Missed { records, bytes })
             }
             Request::Tail { from } => {
                 self.gate(e, false)?;
@@ -406,7 +427,7 @@ impl Service {
             return Ok(());
         }
         let c = engine.chain_status();
-        if c.sum.cursor.is_some() || c.position.detached.is_some() || as_of > c.position.position {
+        if c.cursor.is_some() || c.position.detached.is_some() || as_of > c.position.position {
             return Ok(());
         }
         Err(bad("this store is not behind"))
@@ -554,7 +575,7 @@ pub(crate) fn status_of(state: &State, engine: &Engine) -> Status {
         openings: c.sum.openings,
         damaged_through: c.lost,
         failed: engine.failed(),
-        cursor: c.sum.cursor,
+        cursor: c.cursor,
         space: engine.space(),
         damaged_records: engine.metrics().damaged_records,
         allow_faults: false,

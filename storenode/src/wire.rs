@@ -485,13 +485,9 @@ pub enum Request {
         /// Highest version installed.
         reach: Version,
     },
-    /// Remember how far a catch-up came, so that it goes on after a restart. -> [`Reply::Done`].
-    Cursor {
-        /// Catch up from this position.
-        since: Version,
-        /// Keys up to here are in.
-        after: Key,
-    },
+    /// Remember how far a copy came, so that it goes on after a restart -> [`Reply::Done`]. Ignored
+    /// when the store has applied all that the cursor is about: a late copy of the message.
+    Cursor(Cursor),
     /// Keep a new configuration; fsynced before the reply -> [`Reply::Done`]. A lower number is
     /// refused.
     Configure {
@@ -517,6 +513,22 @@ pub enum Request {
         after: Key,
         /// Bytes to read, about.
         budget_bytes: u32,
+    },
+    /// Re-read one of the node's own files: first the state, then each segment of the log with its
+    /// sidecar; what is damaged is written anew from what the process knows, if the sender holds the
+    /// volume -> [`Reply::FilesVerified`].
+    VerifyFiles {
+        /// 0 = from the start.
+        from: u32,
+    },
+    /// How much a `Delta` of all pages would bring -> [`Reply::Missed`].
+    Missed {
+        /// As in `Delta`.
+        since: Version,
+        /// As in `Delta`.
+        after: Key,
+        /// As in `Read`.
+        through: Version,
     },
     /// Break something on purpose: refused unless the node runs with `--allow-faults`
     /// -> [`Reply::Done`].
@@ -599,6 +611,19 @@ pub struct Space {
     pub tombstones: u64,
 }
 
+/// How far a copy of settled records to a store came (rules 7 and 8): a claim about what the store
+/// holds, true for good once it is true (docs/adr/0016-interrupted-copies.md).
+#[derive(Clone, PartialEq, Eq, Debug, Encode, Decode, Serialize, Deserialize)]
+pub struct Cursor {
+    /// Under every key: the newest record settled through here, or a newer one. Zero: nothing but
+    /// what copies brought.
+    pub since: Version,
+    /// Under the keys up to `after`: the newest record settled through here, or a newer one.
+    pub good: Version,
+    /// Inclusive; empty = no key yet.
+    pub after: Key,
+}
+
 /// All that a node says of itself.
 #[derive(Clone, PartialEq, Debug, Encode, Decode, Serialize, Deserialize)]
 pub struct Status {
@@ -637,8 +662,8 @@ pub struct Status {
     pub damaged_through: Option<Version>,
     /// Why the node does not vote (failed disk, damaged state), for people.
     pub failed: Option<String>,
-    /// A catch-up under way: since, cursor.
-    pub cursor: Option<(Version, Key)>,
+    /// A copy to this store under way, or broken off.
+    pub cursor: Option<Cursor>,
     /// How full.
     pub space: Space,
     /// Damaged records known from reads and scrubs since start.
@@ -717,6 +742,22 @@ pub enum Reply {
         /// Records read.
         records: u64,
         /// Bytes read.
+        bytes: u64,
+    },
+    /// To `verify_files`.
+    FilesVerified {
+        /// What is damaged, for people; it is being written anew.
+        bad: Vec<String>,
+        /// Bytes read.
+        bytes: u64,
+        /// Go on from here; `None` = through.
+        next: Option<u32>,
+    },
+    /// To `missed`.
+    Missed {
+        /// Records, tombstones included.
+        records: u64,
+        /// Bytes of their values.
         bytes: u64,
     },
     /// To the rest.
@@ -834,11 +875,13 @@ pub fn path_of(r: &Request) -> &'static str {
         Request::Install { .. } => "/v1/install",
         Request::Remove { .. } => "/v1/remove",
         Request::Join { .. } => "/v1/join",
-        Request::Cursor { .. } => "/v1/cursor",
+        Request::Cursor(_) => "/v1/cursor",
         Request::Configure { .. } => "/v1/configure",
         Request::Admit { .. } => "/v1/admit",
         Request::Beat { .. } => "/v1/beat",
         Request::Verify { .. } => "/v1/verify",
+        Request::VerifyFiles { .. } => "/v1/verify_files",
+        Request::Missed { .. } => "/v1/missed",
         Request::Inject(_) => "/v1/inject",
     }
 }

@@ -381,13 +381,14 @@ fn a_store_that_was_away_catches_up_by_delta_and_tail() {
         match next {
             Some(n) => {
                 after = n;
-                let cursor = Request::Cursor { since: v(1, 5), after: after.clone() };
-                dst.call(cursor).unwrap();
+                let (since, good) = (v(1, 5), v(1, 50));
+                dst.call(Request::Cursor(Cursor { since, good, after: after.clone() })).unwrap();
             }
             None => break,
         }
     }
-    assert_eq!(dst.service.status().cursor, Some((v(1, 5), after)));
+    let cursor = Cursor { since: v(1, 5), good: v(1, 50), after };
+    assert_eq!(dst.service.status().cursor, Some(cursor.clone()));
     assert_eq!(dst.position().position, v(1, 5), "until it has joined");
     let dst = dst.crash();
     assert!(dst.service.status().cursor.is_some(), "the cursor survives");
@@ -397,6 +398,8 @@ fn a_store_that_was_away_catches_up_by_delta_and_tail() {
     let p = position(dst.call(Request::Join { at: v(1, 59), reach: v(1, 59) })).unwrap();
     assert_eq!((p.position, p.applied, p.detached), (v(1, 60), v(1, 59), None));
     assert_eq!(dst.service.status().cursor, None);
+    dst.call(Request::Cursor(cursor)).unwrap();
+    assert_eq!(dst.service.status().cursor, None, "a late copy of the message is ignored");
     let dst = dst.crash();
     assert_eq!(dst.position().position, v(1, 60));
     let sums = |n: &Node| n.hashes().iter().map(|b| (b.sum, b.count)).collect::<Vec<_>>();

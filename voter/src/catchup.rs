@@ -3,10 +3,10 @@
 
 use crate::bank::BankError;
 use crate::configuration::{Filled, Next, next_step};
+use crate::course::next_pass;
 use crate::health::{Health, StoreHealth};
 use crate::link::{End, not_there_yet, position_of, status_of, unexpected};
 use crate::metrics::add;
-use crate::pace::Pace;
 use crate::plan::plan;
 use crate::read::{self, Voted};
 use crate::shared::Shared;
@@ -15,16 +15,13 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 use storenode::wire::{
-    BankId, InstallKind, Key, PerBank, RecordHead, Reply, Request, Role, Status, StoreId, Version,
-    VolumeId, digest,
+    BankId, Cursor, InstallKind, Key, PerBank, RecordHead, Reply, Request, Role, Status, StoreId,
+    Version, VolumeId, digest,
 };
 use tokio::time::Instant;
 
 /// How long a voter that went is waited for as a second source; see [`sources`].
 const CONFIRM_WITHIN: Duration = Duration::from_secs(3);
-
-/// Bytes of values in one page of a delta.
-const PAGE_BYTES: u32 = 4 << 20;
 
 /// Makes a new, filling store of what is there: a new store id, no content. A crash after this
 /// leaves a filling store that the next session goes on with.
@@ -52,75 +49,124 @@ pub(crate) async fn begin_refill(
     Ok(status_of(reply.0)?)
 }
 
-/// Moves all settled records newer than `from` to a replica, joins it at `joint` (what was committed
-/// when parts began to flow to it), and, if it is a new store, makes it a voter.
+/// Copies to a replica what it lacks, from where its [`Course`](crate::course::Course) says, joins it
+/// at `joint` (what was committed when parts began to flow to it), and, if it is a new store, makes it
+/// a voter. What was copied before an interruption counts; what was written since is a pass of its own.
 pub(crate) async fn rise(
     shared: &Arc<Shared>,
-    shard: u16,
-    bank: BankId,
-    store: StoreId,
-    from: Version,
+    to: Place,
+    mut cursor: Cursor,
     joint: Version,
-    filling: bool,
+    joined: bool,
 ) -> Result<(), End> {
-    let began = Instant::now();
-    let from = if filling { Version::ZERO } else { from };
-    let reach = copy(shared, shard, bank, store, from, filling).await?.max(joint);
-    join(shared, shard, bank, store, joint, reach).await?;
+    let Place { shard, bank, filling, .. } = to;
+    let began = shared.now();
+    let (mut records, mut bytes) = (0, 0);
+    if !joined {
+        let mut reach = joint;
+        if !cursor.after.is_empty() {
+            let (since, good) = (cursor.since, cursor.good);
+            tracing::info!(%bank, shard, %since, %good, "a copy goes on where it was interrupted");
+        }
+        // What is installed must be claimed: a store whose content nobody can date begins anew.
+        if filling && cursor.after.is_empty() {
+            remember(shared, to, cursor.clone()).await?;
+        }
+        loop {
+            reach = reach.max(copy(shared, to, &mut cursor).await?);
+            let copied = shared.core.lock().shards[shard as usize].replicas[bank].copied.take();
+            records += copied.as_ref().map_or(0, |c| c.records);
+            bytes += copied.as_ref().map_or(0, |c| c.bytes);
+            let Some(next) = next_pass(&cursor, joint) else { break };
+            remember(shared, to, next.clone()).await?;
+            cursor = next;
+        }
+        join(shared, to, joint, reach).await?;
+    }
     if filling {
-        admit(shared, shard, bank, store).await?;
+        admit(shared, shard, bank, to.store).await?;
         add(&shared.metrics.replaced, 1);
     }
-    let (records, bytes) = shared.core.lock().shards[shard as usize].replicas[bank].moved;
-    tracing::info!(%bank, shard, records, bytes, seconds = began.elapsed().as_secs_f32(), filling, "caught up");
+    let seconds = (shared.now() - began).as_secs_f32();
+    tracing::info!(%bank, shard, records, bytes, seconds, filling, "caught up");
     Ok(())
 }
 
-/// Copies page by page; returns the highest version installed.
-async fn copy(
-    shared: &Arc<Shared>,
-    shard: u16,
-    bank: BankId,
-    store: StoreId,
-    since: Version,
-    filling: bool,
-) -> Result<Version, End> {
-    let mut after: Key = Vec::new();
+/// The store that is copied to.
+#[derive(Clone, Copy)]
+pub(crate) struct Place {
+    pub(crate) shard: u16,
+    pub(crate) bank: BankId,
+    pub(crate) store: StoreId,
+    /// A new store on its way in.
+    pub(crate) filling: bool,
+}
+
+async fn remember(shared: &Arc<Shared>, to: Place, cursor: Cursor) -> Result<(), End> {
+    let deadline = shared.limits.bulk_deadline();
+    let request = Request::Cursor(cursor);
+    shared.call(to.shard, to.bank, to.store, request, vec![], deadline).await?;
+    Ok(())
+}
+
+/// One pass: copies page by page from `cursor` on and moves it; returns the highest version installed.
+/// While a page is made durable, the next one is read, and how far the last one reached is remembered.
+async fn copy(shared: &Arc<Shared>, to: Place, cursor: &mut Cursor) -> Result<Version, End> {
     let mut reach = Version::ZERO;
-    let began = Instant::now();
-    let rate = shared.limits.refill_bytes_per_s;
-    let mut pace = Pace::new(rate, u64::from(PAGE_BYTES), Duration::ZERO);
+    announce(shared, to, cursor).await?;
+    let mut page = page(shared, to, cursor.since, cursor.after.clone()).await?;
+    let mut unsaid: Option<Cursor> = None;
     loop {
-        let page = page(shared, shard, bank, since, &after).await?;
-        let bytes: usize = page.values.iter().map(Bytes::len).sum();
-        let count = page.heads.len();
-        reach = page.heads.iter().map(|h| h.version).max().unwrap_or_default().max(reach);
-        if count > 0 {
-            let request = Request::Install {
-                records: page.heads,
-                as_of: page.as_of,
-                kind: InstallKind::CatchUp,
-            };
-            let deadline = shared.limits.bulk_deadline();
-            shared.call(shard, bank, store, request, page.values, deadline).await?;
-        }
-        {
-            let mut core = shared.core.lock();
-            let moved = &mut core.shards[shard as usize].replicas[bank].moved;
-            moved.0 += count as u64;
-            moved.1 += bytes as u64;
-        }
-        let counter = if filling { &shared.metrics.refilled } else { &shared.metrics.caught_up };
+        let PageOfDelta { heads, values, next, as_of } = page;
+        let bytes: usize = values.iter().map(Bytes::len).sum();
+        let count = heads.len();
+        reach = heads.iter().map(|h| h.version).max().unwrap_or_default().max(reach);
+        let install = async {
+            if count > 0 {
+                let kind = InstallKind::CatchUp;
+                let request = Request::Install { records: heads, as_of, kind };
+                let deadline = shared.limits.bulk_deadline();
+                shared.call(to.shard, to.bank, to.store, request, values, deadline).await?;
+            }
+            Ok::<(), End>(())
+        };
+        let say = async {
+            match unsaid.take() {
+                Some(c) => remember(shared, to, c).await,
+                None => Ok(()),
+            }
+        };
+        let fetch = async {
+            match &next {
+                Some(key) => self::page(shared, to, cursor.since, key.clone()).await.map(Some),
+                None => Ok(None),
+            }
+        };
+        let (installed, said, following) = futures_util::future::join3(install, say, fetch).await;
+        installed?;
+        said?;
+        shared.copied(to.shard, to.bank, count as u64, bytes as u64);
+        let counter = if to.filling { &shared.metrics.refilled } else { &shared.metrics.caught_up };
         add(counter, count);
-        match page.next {
-            None => return Ok(reach),
-            Some(key) => after = key,
-        }
-        // Paid for after the fact: a page is small against a second's worth.
-        while let Err(wait) = pace.take(bytes as u64, began.elapsed()) {
-            tokio::time::sleep(wait).await;
-        }
+        let (Some(key), Some(following)) = (next, following?) else { return Ok(reach) };
+        cursor.after = key;
+        unsaid = Some(cursor.clone());
+        page = following;
+        shared.pace_copy(bytes as u64).await;
     }
+}
+
+/// Asks a source how much there is to copy, for people.
+async fn announce(shared: &Arc<Shared>, to: Place, cursor: &Cursor) -> Result<(), End> {
+    let (through, sources) = sources(shared, to).await?;
+    let (since, after) = (cursor.since, cursor.after.clone());
+    let request = Request::Missed { since, after, through };
+    let (bank, store) = sources[0];
+    let deadline = shared.limits.bulk_deadline();
+    let (reply, _) = shared.call(to.shard, bank, store, request, vec![], deadline).await?;
+    let Reply::Missed { records, bytes } = reply else { return Err(unexpected(&reply).into()) };
+    shared.copy_begins(to.shard, to.bank, records, bytes);
+    Ok(())
 }
 
 struct PageOfDelta {
@@ -136,15 +182,14 @@ struct PageOfDelta {
 /// voted on by itself.
 async fn page(
     shared: &Arc<Shared>,
-    shard: u16,
-    bank: BankId,
+    to: Place,
     since: Version,
-    after: &Key,
+    after: Key,
 ) -> Result<PageOfDelta, End> {
-    let (through, sources) = sources(shared, shard, bank).await?;
-    let source = sources[0];
+    let (through, sources) = sources(shared, to).await?;
+    let (shard, source) = (to.shard, sources[0]);
     let ask = |(source, store): (BankId, StoreId), values: bool| {
-        let limit_bytes = PAGE_BYTES;
+        let limit_bytes = shared.limits.copy_page_bytes;
         let request = Request::Delta { since, after: after.clone(), limit_bytes, values, through };
         let deadline = shared.limits.bulk_deadline();
         async move {
@@ -225,8 +270,7 @@ async fn page(
 /// shows; one that has only just gone is waited for.
 async fn sources(
     shared: &Arc<Shared>,
-    shard: u16,
-    bank: BankId,
+    Place { shard, bank, .. }: Place,
 ) -> Result<(Version, Vec<(BankId, StoreId)>), End> {
     let limit = Instant::now() + shared.limits.bulk_deadline();
     loop {
@@ -261,14 +305,8 @@ fn within(heads: &[RecordHead], last: Option<&Key>) -> Vec<RecordHead> {
 }
 
 /// The durable step from "being brought up" to "contiguous". The tail may still be on its way.
-async fn join(
-    shared: &Arc<Shared>,
-    shard: u16,
-    bank: BankId,
-    store: StoreId,
-    at: Version,
-    reach: Version,
-) -> Result<(), End> {
+async fn join(shared: &Arc<Shared>, to: Place, at: Version, reach: Version) -> Result<(), End> {
+    let Place { shard, bank, store, .. } = to;
     let limit = Instant::now() + shared.limits.bulk_deadline();
     loop {
         let request = Request::Join { at, reach };

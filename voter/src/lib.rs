@@ -22,6 +22,7 @@
 pub mod bank;
 pub mod commit;
 pub mod configuration;
+pub mod course;
 pub mod health;
 pub mod limits;
 pub mod memory;
@@ -31,6 +32,7 @@ pub mod open;
 pub mod opening;
 pub mod pace;
 pub mod plan;
+pub mod progress;
 pub mod quorum;
 pub mod refresh;
 pub mod replicated;

@@ -4,6 +4,7 @@
 
 use crate::bank::BankError;
 use crate::catchup;
+use crate::course::{Course, Told, course};
 use crate::health::Event;
 use crate::shared::{Shared, stopped};
 use futures_util::StreamExt;
@@ -99,10 +100,11 @@ fn standing(shared: &Shared, s: &Status, configured: Option<StoreId>, mark: Vers
     if let Some(why) = &s.failed {
         return Standing::Leave(format!("{} does not vote: {why}", addr()));
     }
-    if s.role == Role::Filling {
+    // A new store has no mark of its own until it is named.
+    if s.role == Role::Filling && configured != Some(s.store) && s.damaged_through.is_none() {
         return Standing::Filling;
     }
-    if configured != Some(s.store) {
+    if configured != Some(s.store) && s.role != Role::Filling {
         return Standing::Refill(format!("{} holds a store that was replaced", addr()));
     }
     if s.position.high < mark {
@@ -115,7 +117,16 @@ fn standing(shared: &Shared, s: &Status, configured: Option<StoreId>, mark: Vers
     if let Some(v) = s.damaged_through {
         return Standing::Refill(format!("{}: its log is damaged through {v}", addr()));
     }
-    Standing::Voter
+    if s.role == Role::Filling { Standing::Filling } else { Standing::Voter }
+}
+
+fn told(s: &Status, filling: bool) -> Told {
+    Told {
+        filling,
+        applied: s.position.applied,
+        held: s.space.records + s.space.tombstones,
+        cursor: s.cursor.clone(),
+    }
 }
 
 async fn session(shared: &Arc<Shared>, shard: u16, bank: BankId) -> End {
@@ -137,41 +148,7 @@ async fn try_session(shared: &Arc<Shared>, shard: u16, bank: BankId) -> Result<(
             status.shard
         )));
     }
-    let (configured, mark, floor) = {
-        let mut core = shared.core.lock();
-        let s = &mut core.shards[shard as usize];
-        // Admitted by a session of this mount that broke before it heard the answer. Nobody else changes
-        // a configuration while this mount holds the volume, and both other voters kept this one first.
-        if status.role == Role::Voter
-            && status.configuration.number > s.configuration.number
-            && status.configuration.stores[bank] == Some(status.store)
-        {
-            s.configuration = status.configuration;
-        }
-        (s.configuration.stores[bank], s.replicas[bank].mark, s.floor)
-    };
-    let verdict = match standing(shared, &status, configured, mark) {
-        // Tombstones up to the floor are gone at the others: a delta would miss them.
-        Standing::Voter if status.position.complete_through() < floor => Standing::Refill(format!(
-            "bank {bank} shard {shard} stands below the tombstone floor {floor}"
-        )),
-        other => other,
-    };
-    let filling = match verdict {
-        Standing::Voter => false,
-        Standing::Filling => true,
-        Standing::Leave(why) => return Err(End::Other(why)),
-        Standing::Refill(why) if !shared.may_replace(bank, shard) => {
-            return Err(End::Other(format!(
-                "{why}; `tercet replace {bank} {shard}` fills it anew"
-            )));
-        }
-        Standing::Refill(why) => {
-            tracing::warn!(%bank, shard, %why, "refilling under a new store id");
-            status = catchup::begin_refill(shared, shard, bank, &status).await?;
-            true
-        }
-    };
+    let filling = prepare(shared, shard, bank, &mut status).await?;
     let store = status.store;
     let (epoch, nonce, cut, chain) = {
         let mut core = shared.core.lock();
@@ -183,32 +160,39 @@ async fn try_session(shared: &Arc<Shared>, shard: u16, bank: BankId) -> Result<(
         if filling {
             r.health.on(Event::IsFilling, shared.now());
         }
-        r.moved = (0, 0);
+        r.copied = None;
         (epoch, nonce, cut, s.recent_above(status.position.applied))
     };
     let fence = Request::Fence { epoch, nonce, holder: shared.holder.clone() };
-    shared.call(shard, bank, store, fence, vec![], short).await?;
+    let status = status_of(shared.call(shard, bank, store, fence, vec![], short).await?.0)?;
     let attach = Request::Attach { chain, cut };
     let p = position_of(
         shared.call(shard, bank, store, attach, vec![], shared.limits.bulk_deadline()).await?.0,
     )?;
 
     // From here parts flow; what lies before them is brought by replay or catch-up.
-    let since = {
+    let behind = {
         let mut core = shared.core.lock();
         let s = &mut core.shards[shard as usize];
         let replay = !filling && s.can_replay_from(p.position);
         // Parts that are not committed are all kept. So what must be copied is settled already, and
         // this replica may be the very one that what is not committed waits for.
-        let joint = s.committed_end;
+        let (joint, floor) = (s.committed_end, s.floor);
         let r = &mut s.replicas[bank];
         r.cursor = if replay { p.position } else { joint };
-        (!replay).then_some((p.complete_through(), joint))
+        (!replay).then_some((joint, floor))
     };
     shared.attached(shard, bank, p);
     let rise = async {
-        if let Some((from, joint)) = since {
-            catchup::rise(shared, shard, bank, store, from, joint, filling).await?;
+        if let Some((joint, floor)) = behind {
+            let told = Told { applied: p.applied, ..told(&status, filling) };
+            let Course::From(cursor) = course(&told, joint, floor) else {
+                return Err(End::Other("what it holds became too old just now".into()));
+            };
+            // It was filled and joined, and only not yet admitted.
+            let joined = filling && p.position >= joint;
+            let to = catchup::Place { shard, bank, store, filling };
+            catchup::rise(shared, to, cursor, joint, joined).await?;
         }
         std::future::pending::<Result<(), End>>().await
     };
@@ -216,6 +200,56 @@ async fn try_session(shared: &Arc<Shared>, shard: u16, bank: BankId) -> Result<(
         biased;
         r = pump(shared, shard, bank, store) => r,
         r = rise => r,
+    }
+}
+
+/// Decides what a node is, and begins anew with what must be filled anew. True: a store on its way in.
+async fn prepare(
+    shared: &Arc<Shared>,
+    shard: u16,
+    bank: BankId,
+    status: &mut Status,
+) -> Result<bool, End> {
+    let (configured, mark, floor, joint) = {
+        let mut core = shared.core.lock();
+        let s = &mut core.shards[shard as usize];
+        // Admitted by a session of this mount that broke before it heard the answer. Nobody else changes
+        // a configuration while this mount holds the volume, and both other voters kept this one first.
+        if status.role == Role::Voter
+            && status.configuration.number > s.configuration.number
+            && status.configuration.stores[bank] == Some(status.store)
+        {
+            s.configuration = status.configuration;
+        }
+        (s.configuration.stores[bank], s.replicas[bank].mark, s.floor, s.committed_end)
+    };
+    let verdict = match standing(shared, status, configured, mark) {
+        good @ (Standing::Voter | Standing::Filling) => {
+            // Tombstones up to the floor are gone at the others: a delta would miss them.
+            let filling = good == Standing::Filling;
+            match course(&told(status, filling), joint, floor) {
+                Course::From(_) => good,
+                Course::Anew => Standing::Refill(format!(
+                    "what bank {bank} shard {shard} holds is older than the tombstone floor {floor}"
+                )),
+            }
+        }
+        other => other,
+    };
+    // What was never a voter may be emptied without asking.
+    let counts_for_nothing = status.role == Role::Filling && configured != Some(status.store);
+    match verdict {
+        Standing::Voter => Ok(false),
+        Standing::Filling => Ok(true),
+        Standing::Leave(why) => Err(End::Other(why)),
+        Standing::Refill(why) if !counts_for_nothing && !shared.may_replace(bank, shard) => {
+            Err(End::Other(format!("{why}; `tercet replace {bank} {shard}` fills it anew")))
+        }
+        Standing::Refill(why) => {
+            tracing::warn!(%bank, shard, %why, "refilling under a new store id");
+            *status = catchup::begin_refill(shared, shard, bank, status).await?;
+            Ok(true)
+        }
     }
 }
 

@@ -155,6 +155,8 @@ fn shared(nodes: Nodes, limits: Limits, choice: &Choice) -> Shared {
         checks,
         metrics: Metrics::default(),
         started: Instant::now(),
+        board: crate::progress::Board::default(),
+        copy_pace: Mutex::new(crate::pace::Pace::new(0, 1, Duration::ZERO)),
         turn: AtomicUsize::new(0),
         observing: true,
     }

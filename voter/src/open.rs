@@ -1,10 +1,13 @@
 //! Opening a volume (protocol rule 5) and making one: what [`crate::opening`] decides, done.
 
 use crate::bank::BankError;
+use crate::course::{Course, Told, course, next_pass};
 use crate::limits::Limits;
 use crate::link::{position_of, status_of, unexpected};
 use crate::metrics::Metrics;
 use crate::opening::{Choice, Fenced, Plan, Refusal, ShardPlan, ShardTails, choose, decide, owned};
+use crate::pace::Pace;
+use crate::progress::Board;
 use crate::replicated::{Nodes, OpenOptions};
 use crate::shared::{CheckOrder, RepairOrder, Shared};
 use crate::status::node_statuses;
@@ -522,11 +525,18 @@ impl Opener {
         // Where the source's applied records end in the chain.
         let at = p.joint(&told.tail);
         let fail = |e: BankError| self.broken(shard, bank, &e);
-        let mut after = Vec::new();
+        let reply = self.call(shard, bank, store, Request::Status, vec![]).await.map_err(fail)?;
+        let cursor = status_of(reply.0).map_err(fail)?.cursor;
+        // An earlier copy to it that was broken off counts.
+        let known = Told { filling: false, applied: since, held: 0, cursor };
+        let Course::From(mut cursor) = course(&known, at, told.floor) else {
+            return Err(OpenError::Incomplete(format!("bank {bank} shard {shard} is too old")));
+        };
         let mut moved = 0usize;
         loop {
-            let request =
-                Request::Delta { since, after, limit_bytes: 4 << 20, values: true, through };
+            let (since, after) = (cursor.since, cursor.after.clone());
+            let limit_bytes = self.limits.copy_page_bytes;
+            let request = Request::Delta { since, after, limit_bytes, values: true, through };
             let (reply, bulk) =
                 self.call(shard, p.source, source, request, vec![]).await.map_err(fail)?;
             let Reply::Records { records, damaged, next, .. } = reply else {
@@ -551,10 +561,13 @@ impl Opener {
                     Request::Install { records, as_of: through, kind: InstallKind::CatchUp };
                 self.call(shard, bank, store, request, vec![bulk]).await.map_err(fail)?;
             }
-            match next {
-                Some(key) => after = key,
-                None => break,
+            match (next, next_pass(&cursor, at)) {
+                (Some(key), _) => cursor.after = key,
+                (None, Some(next)) => cursor = next,
+                (None, None) => break,
             }
+            let request = Request::Cursor(cursor.clone());
+            self.call(shard, bank, store, request, vec![]).await.map_err(fail)?;
         }
         let request = Request::Join { at, reach: at };
         let reply = self.call(shard, bank, store, request, vec![]).await.map_err(fail)?;
@@ -627,7 +640,7 @@ impl Opener {
         core.ends = plan.ends.into();
         let (repairs, to_repair) = mpsc::channel(self.limits.repair_queue);
         let (checks, to_check) = mpsc::channel(CHECKS_WAITING);
-        let watermark = core.watermark;
+        let (watermark, rate) = (core.watermark, self.limits.refill_bytes_per_s);
         let shared = Shared {
             core: Mutex::new(core),
             limits: self.limits,
@@ -644,6 +657,8 @@ impl Opener {
             checks,
             metrics: Metrics::default(),
             started: Instant::now(),
+            board: Board::default(),
+            copy_pace: Mutex::new(Pace::new(rate, rate / 4, Duration::ZERO)),
             turn: AtomicUsize::new(0),
             observing: false,
         };

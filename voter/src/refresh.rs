@@ -5,15 +5,16 @@
 use crate::link::unexpected;
 use crate::metrics::add;
 use crate::plan::plan;
+use crate::progress::{Ongoing, Work};
 use crate::repair::mend;
 use crate::shared::{Shared, stopped};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use storenode::wire::{
-    BankId, BucketHash, Key, PerBank, RecordHead, Reply, Request, StoreId, Version,
+    BankId, BucketHash, Key, PerBank, RecordHead, Reply, Request, Status, StoreId, Version,
 };
 
 /// Heads in one page of a bucket.
@@ -40,6 +41,9 @@ pub struct Report {
     pub bytes: u64,
     /// Damaged records found by re-reading.
     pub damaged: u64,
+    /// Damage found in other places of the nodes' files; the nodes write them anew.
+    #[serde(default)]
+    pub damaged_files: u64,
 }
 
 impl std::ops::Add for Report {
@@ -54,22 +58,29 @@ impl std::ops::Add for Report {
             verified: self.verified + scrub.verified,
             bytes: self.bytes + scrub.bytes,
             damaged: self.damaged + scrub.damaged,
+            damaged_files: self.damaged_files + scrub.damaged_files,
         }
     }
-}
-
-/// Progress of the running refresh or scrub: done and total, in shards or bytes.
-#[derive(Debug, Default)]
-pub(crate) struct Progress {
-    pub(crate) done: AtomicU64,
-    pub(crate) total: AtomicU64,
 }
 
 /// What the background task keeps between refreshes.
 #[derive(Debug, Default)]
 pub(crate) struct Scrubber {
-    /// Per shard and bank: scrubbed through this key.
-    cursors: BTreeMap<(u16, BankId), Key>,
+    /// Per shard and bank.
+    spots: BTreeMap<(u16, BankId), Spot>,
+}
+
+/// How far the scrub of a store came: its records, then its files.
+#[derive(Debug)]
+pub(crate) enum Spot {
+    Records(Key),
+    Files(u32),
+}
+
+impl Default for Spot {
+    fn default() -> Self {
+        Self::Records(Key::new())
+    }
 }
 
 /// Refreshes for ever; `kick` asks for one now.
@@ -83,25 +94,37 @@ pub(crate) async fn run(shared: Arc<Shared>, kick: Arc<tokio::sync::Notify>) {
             () = kick.notified() => {}
             () = stopped(shared.stop.subscribe()) => return,
         }
-        let report = refresh(&shared, &Progress::default()).await;
-        let scrubbed = scrub(
-            &shared,
-            &mut scrubber,
-            shared.limits.scrub_bytes_per_refresh,
-            &Progress::default(),
-        )
-        .await;
+        let report = refresh(&shared, &begin(&shared)).await;
+        let budget = shared.limits.scrub_bytes_per_refresh;
+        let progress = begin_scrub(&shared, budget).await;
+        let scrubbed = scrub(&shared, &mut scrubber, budget, &progress).await;
+        drop(progress);
         add(&shared.metrics.refreshes, 1);
-        if report.mended + scrubbed.mended > 0 {
+        if report.mended + scrubbed.mended + scrubbed.damaged_files > 0 {
             tracing::info!(?report, ?scrubbed, "refresh repaired records");
         }
     }
 }
 
+/// A refresh on the board.
+pub(crate) fn begin(shared: &Shared) -> Ongoing<'_> {
+    shared.board.begin("refresh", "shards", u64::from(shared.shards()), shared.now())
+}
+
+/// A scrub of about `budget` bytes of each bank on the board.
+pub(crate) async fn begin_scrub(shared: &Shared, budget: u64) -> Ongoing<'_> {
+    let all = crate::status::node_statuses(&shared.banks, shared.limits.call_deadline()).await;
+    let live = |nodes: &Vec<Option<Status>>| {
+        let each = |s: &Status| s.space.live_bytes + s.space.log_bytes;
+        nodes.iter().flatten().map(each).sum::<u64>().min(budget)
+    };
+    let total = all.iter().map(|(_, nodes)| live(nodes)).sum();
+    shared.board.begin("scrub", "bytes", total, shared.now())
+}
+
 /// Compares and mends all shards once.
-pub(crate) async fn refresh(shared: &Arc<Shared>, progress: &Progress) -> Report {
+pub(crate) async fn refresh(shared: &Arc<Shared>, progress: &Work) -> Report {
     let mut report = Report::default();
-    progress.total.store(u64::from(shared.shards()), Ordering::Relaxed);
     for shard in 0..shared.shards() {
         report.shards += 1;
         match refresh_shard(shared, shard, &mut report).await {
@@ -222,17 +245,17 @@ pub(crate) async fn scrub(
     shared: &Arc<Shared>,
     scrubber: &mut Scrubber,
     budget: u64,
-    progress: &Progress,
+    progress: &Work,
 ) -> Report {
     let mut report = Report::default();
     for shard in 0..shared.shards() {
         report.shards += 1;
         let (_, readers) = shared.readers(shard, 0);
         for (bank, store) in readers {
-            let cursor = scrubber.cursors.entry((shard, bank)).or_default();
+            let spot = scrubber.spots.entry((shard, bank)).or_default();
             let share = budget / u64::from(shared.shards());
             if let Err(why) =
-                scrub_store(shared, shard, bank, store, cursor, share, &mut report, progress).await
+                scrub_store(shared, (shard, bank, store), spot, share, &mut report, progress).await
             {
                 report.skipped += 1;
                 tracing::debug!(%bank, shard, %why, "scrub stopped");
@@ -244,47 +267,75 @@ pub(crate) async fn scrub(
     report
 }
 
-#[allow(clippy::too_many_arguments, reason = "one loop, its place and its counters")]
 async fn scrub_store(
     shared: &Arc<Shared>,
-    shard: u16,
-    bank: BankId,
-    store: StoreId,
-    cursor: &mut Key,
+    of: (u16, BankId, StoreId),
+    spot: &mut Spot,
     budget: u64,
     report: &mut Report,
-    progress: &Progress,
+    progress: &Work,
 ) -> Result<(), String> {
     let mut read = 0;
-    loop {
-        let request = Request::Verify { after: cursor.clone(), budget_bytes: VERIFY_BYTES };
-        let deadline = shared.limits.bulk_deadline();
-        let answer = shared
-            .call(shard, bank, store, request, vec![], deadline)
-            .await
-            .map_err(|e| e.to_string())?;
-        let Reply::Verified { bad, next, records, bytes } = answer.0 else {
-            return Err(unexpected(&answer.0).to_string());
+    while read < budget && !shared.stopping() {
+        let (bytes, next) = match spot {
+            Spot::Records(after) => scrub_records(shared, of, after.clone(), report).await?,
+            Spot::Files(from) => scrub_files(shared, of, *from, report).await?,
         };
         read += bytes;
-        report.verified += records;
         report.bytes += bytes;
         progress.done.fetch_add(bytes, Ordering::Relaxed);
-        if !bad.is_empty() {
-            report.damaged += bad.len() as u64;
-            tracing::warn!(%bank, shard, records = bad.len(), first = %bad[0].1, "scrub found damage");
-            let keys: Vec<Key> = bad.into_iter().map(|(k, _)| k).collect();
-            report.mended += mend(shared, shard, &keys).await? as u64;
-        }
         match next {
+            Some(next) => *spot = next,
             None => {
-                cursor.clear();
+                *spot = Spot::default();
                 return Ok(());
             }
-            Some(key) => *cursor = key,
-        }
-        if read >= budget || shared.stopping() {
-            return Ok(());
         }
     }
+    Ok(())
+}
+
+/// Re-reads some records and mends what is damaged; bytes read, and where to go on.
+async fn scrub_records(
+    shared: &Arc<Shared>,
+    (shard, bank, store): (u16, BankId, StoreId),
+    after: Key,
+    report: &mut Report,
+) -> Result<(u64, Option<Spot>), String> {
+    let request = Request::Verify { after, budget_bytes: VERIFY_BYTES };
+    let deadline = shared.limits.bulk_deadline();
+    let answer = shared.call(shard, bank, store, request, vec![], deadline).await;
+    let reply = answer.map_err(|e| e.to_string())?.0;
+    let Reply::Verified { bad, next, records, bytes } = reply else {
+        return Err(unexpected(&reply).to_string());
+    };
+    report.verified += records;
+    if !bad.is_empty() {
+        report.damaged += bad.len() as u64;
+        tracing::warn!(%bank, shard, records = bad.len(), first = %bad[0].1, "scrub found damage");
+        let keys: Vec<Key> = bad.into_iter().map(|(k, _)| k).collect();
+        report.mended += mend(shared, shard, &keys).await? as u64;
+    }
+    Ok((bytes, Some(next.map_or(Spot::Files(0), Spot::Records))))
+}
+
+/// Has a node re-read one of its files, and write anew what is damaged.
+async fn scrub_files(
+    shared: &Arc<Shared>,
+    (shard, bank, store): (u16, BankId, StoreId),
+    from: u32,
+    report: &mut Report,
+) -> Result<(u64, Option<Spot>), String> {
+    let request = Request::VerifyFiles { from };
+    let deadline = shared.limits.bulk_deadline();
+    let answer = shared.call(shard, bank, store, request, vec![], deadline).await;
+    let reply = answer.map_err(|e| e.to_string())?.0;
+    let Reply::FilesVerified { bad, bytes, next } = reply else {
+        return Err(unexpected(&reply).to_string());
+    };
+    for what in &bad {
+        tracing::warn!(%bank, shard, %what, "scrub found a damaged file: the node writes it anew");
+    }
+    report.damaged_files += bad.len() as u64;
+    Ok((bytes, next.map(Spot::Files)))
 }

@@ -11,7 +11,8 @@ use crate::bank::http::HttpBank;
 use crate::limits::Limits;
 use crate::metrics::add;
 use crate::open::{self, OpenError};
-use crate::refresh::{self, Progress, Report};
+use crate::progress::Work;
+use crate::refresh::{self, Report};
 use crate::shared::{Shared, stopped};
 use crate::volume::{
     Key, Op, Page, Result, Stored, SyncReceipt, Version, Volume, VolumeError, VolumeId, VolumeSpace,
@@ -172,9 +173,11 @@ impl Replicated {
     /// disk as far as the budget of one refresh goes (small volumes: all of them). `progress` is
     /// called with (done, total) shards, then bytes.
     pub async fn refresh(&self, progress: impl Fn(u64, u64)) -> Report {
-        let p = Progress::default();
-        let mut work = std::pin::pin!(refresh::refresh(&self.shared, &p));
-        let compared = watch_progress(&mut work, &p, &progress).await;
+        let compared = {
+            let p = refresh::begin(&self.shared);
+            let mut work = std::pin::pin!(refresh::refresh(&self.shared, &p));
+            watch_progress(&mut work, &p, &progress).await
+        };
         compared + self.scrub_some(self.shared.limits.scrub_bytes_per_refresh, progress).await
     }
 
@@ -185,9 +188,7 @@ impl Replicated {
 
     /// Re-reads about `budget` bytes of each bank.
     async fn scrub_some(&self, budget: u64, progress: impl Fn(u64, u64)) -> Report {
-        let p = Progress::default();
-        let live = self.survey_live_bytes().await.min(budget.saturating_mul(3));
-        p.total.store(live, std::sync::atomic::Ordering::Relaxed);
+        let p = refresh::begin_scrub(&self.shared, budget).await;
         let mut scrubber = refresh::Scrubber::default();
         let mut work = std::pin::pin!(refresh::scrub(&self.shared, &mut scrubber, budget, &p));
         watch_progress(&mut work, &p, &progress).await
@@ -210,11 +211,6 @@ impl Replicated {
         }
         ask_space(&self.shared).await;
         self.shared.core.lock().fits(bytes)
-    }
-
-    async fn survey_live_bytes(&self) -> u64 {
-        let s = crate::status::node_statuses(&self.shared.banks, Duration::from_secs(1)).await;
-        s.iter().flat_map(|(_, v)| v.iter().flatten()).map(|s| s.space.live_bytes).sum()
     }
 
     /// Allows the stores of a bank (of one shard, or of all that are not up to date) to be filled anew
@@ -291,7 +287,7 @@ impl Replicated {
 
 async fn watch_progress<T>(
     work: &mut (impl Future<Output = T> + Unpin),
-    p: &Progress,
+    p: &Work,
     progress: &impl Fn(u64, u64),
 ) -> T {
     use std::sync::atomic::Ordering::Relaxed;

@@ -5,8 +5,10 @@ use crate::bank::{Bank, BankError};
 use crate::health::{Event, Health};
 use crate::limits::Limits;
 use crate::metrics::Metrics;
+use crate::pace::Pace;
+use crate::progress::Board;
 use crate::watched::{Watched, Watcher};
-use crate::writer::Core;
+use crate::writer::{Copied, Core};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use std::collections::BTreeSet;
@@ -61,6 +63,10 @@ pub(crate) struct Shared {
     pub(crate) checks: mpsc::Sender<CheckOrder>,
     pub(crate) metrics: Metrics,
     pub(crate) started: Instant,
+    /// Refreshes and scrubs under way.
+    pub(crate) board: Board,
+    /// Of all copies together.
+    pub(crate) copy_pace: Mutex<Pace>,
     /// Where the first ballot of the next read goes, so that the banks share the reading.
     pub(crate) turn: AtomicUsize,
     /// Another mount writes; this one only reads ([`crate::observer`]).
@@ -222,6 +228,36 @@ impl Shared {
                 .count()
                 >= 2
         })
+    }
+
+    /// A pass of a copy to this replica begins.
+    pub(crate) fn copy_begins(&self, shard: u16, bank: BankId, of_records: u64, of_bytes: u64) {
+        let began = self.now();
+        let mut core = self.core.lock();
+        let r = &mut core.shards[shard as usize].replicas[bank];
+        r.copied = Some(Copied { of_records, of_bytes, began, ..Copied::default() });
+    }
+
+    /// So much more was copied to it.
+    pub(crate) fn copied(&self, shard: u16, bank: BankId, records: u64, bytes: u64) {
+        let mut core = self.core.lock();
+        if let Some(c) = &mut core.shards[shard as usize].replicas[bank].copied {
+            c.records += records;
+            c.bytes += bytes;
+        }
+    }
+
+    /// Waits until so many bytes more may be copied. Paid for after the fact: a page is small against
+    /// a second's worth.
+    pub(crate) async fn pace_copy(&self, bytes: u64) {
+        loop {
+            let now = self.now();
+            let taken = self.copy_pace.lock().take(bytes, now);
+            match taken {
+                Ok(()) => return,
+                Err(wait) => tokio::time::sleep(wait).await,
+            }
+        }
     }
 
     /// May this replica be filled anew? An owner's word is used up by it.

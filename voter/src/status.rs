@@ -3,6 +3,7 @@
 use crate::bank::Bank;
 use crate::health::Health;
 use crate::metrics::Counts;
+use crate::progress::WorkStatus;
 use crate::read::hex;
 use crate::replicated::{ClusterConfig, Nodes, Replicated};
 use crate::volume::VolumeSpace;
@@ -29,12 +30,25 @@ pub struct ReplicaStatus {
     pub why: Option<String>,
     /// Groups it is behind by.
     pub behind_groups: u64,
-    /// Records moved by the catch-up or refill under way.
-    pub moved_records: u64,
-    /// Bytes moved by it.
-    pub moved_bytes: u64,
+    /// The catch-up or refill under way.
+    pub copied: Option<CopyStatus>,
     /// What the node says; `None` = no answer.
     pub node: Option<Status>,
+}
+
+/// How far a catch-up or refill came. What an interrupted one had copied before does not count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyStatus {
+    /// Records copied.
+    pub records: u64,
+    /// Bytes of their values.
+    pub bytes: u64,
+    /// Records to be copied, as a source counted when it began.
+    pub of_records: u64,
+    /// Bytes of their values.
+    pub of_bytes: u64,
+    /// Milliseconds since it began.
+    pub ms: u64,
 }
 
 /// The whole cluster.
@@ -53,6 +67,9 @@ pub struct ClusterStatus {
     /// Fewest up-to-date replicas of any shard: 3 = full redundancy, 2 = one bank may not fail, less
     /// = not writable.
     pub redundancy: usize,
+    /// Refreshes and scrubs under way in this mount.
+    #[serde(default)]
+    pub work: Vec<WorkStatus>,
     /// Dirty bytes in this mount.
     pub dirty_bytes: usize,
     /// Groups on their way.
@@ -179,8 +196,7 @@ pub(crate) fn without_mount(nodes: &Nodes, all: PerBank<Vec<Option<Status>>>) ->
                     Some(s) => s.failed.clone(),
                 },
                 behind_groups: 0,
-                moved_records: 0,
-                moved_bytes: 0,
+                copied: None,
                 node,
             });
         }
@@ -196,6 +212,7 @@ pub(crate) fn without_mount(nodes: &Nodes, all: PerBank<Vec<Option<Status>>>) ->
         watermark: None,
         replicas,
         redundancy,
+        work: Vec::new(),
         dirty_bytes: 0,
         groups_in_flight: 0,
         counts: None,
@@ -228,6 +245,7 @@ impl Replicated {
         out.epoch = Some(core.epoch);
         out.holder = Some(shared.holder.clone());
         out.watermark = Some(core.watermark);
+        out.work = shared.board.show(shared.now());
         out.dirty_bytes = core.dirty_bytes();
         out.groups_in_flight = core.in_flight().0;
         out.counts = Some(shared.metrics.read());
@@ -244,7 +262,13 @@ impl Replicated {
             for (bank, r) in s.replicas.iter() {
                 let Some(row) = out.replicas.get_mut(i * 3 + bank.index()) else { continue };
                 row.behind_groups = s.committed_end.seq.saturating_sub(r.position.position.seq);
-                (row.moved_records, row.moved_bytes) = r.moved;
+                row.copied = r.copied.map(|c| CopyStatus {
+                    records: c.records,
+                    bytes: c.bytes,
+                    of_records: c.of_records,
+                    of_bytes: c.of_bytes,
+                    ms: shared.now().saturating_sub(c.began).as_millis() as u64,
+                });
                 row.state = r.health.health().word().into();
                 row.why = None;
                 match r.health.health() {

@@ -74,6 +74,18 @@ pub(crate) struct SentPart {
     pub(crate) bytes: Bytes,
 }
 
+/// How far one pass of a catch-up or refill came.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Copied {
+    pub(crate) records: u64,
+    pub(crate) bytes: u64,
+    /// So many are to be copied, as a source counted when it began.
+    pub(crate) of_records: u64,
+    pub(crate) of_bytes: u64,
+    /// When it began, since the mount began.
+    pub(crate) began: Duration,
+}
+
 /// One of the three replicas of a shard, as the writer knows it.
 #[derive(Debug)]
 pub(crate) struct Replica {
@@ -91,8 +103,8 @@ pub(crate) struct Replica {
     pub(crate) last_answer: Option<Duration>,
     /// When the oldest unanswered request was sent. (All times: since the mount began.)
     pub(crate) waiting_since: Option<Duration>,
-    /// Catch-up or refill: records and bytes done.
-    pub(crate) moved: (u64, u64),
+    /// A catch-up or refill under way.
+    pub(crate) copied: Option<Copied>,
 }
 
 impl Replica {
@@ -110,7 +122,7 @@ impl Replica {
             cursor: Version::ZERO,
             last_answer: None,
             waiting_since: None,
-            moved: (0, 0),
+            copied: None,
         }
     }
 

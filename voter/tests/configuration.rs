@@ -5,7 +5,7 @@
 mod support;
 
 use BankId::{A, B, C};
-use storenode::wire::{BankId, Configuration, PerBank, Role, Status, Version};
+use storenode::wire::{BankId, Configuration, Cursor, PerBank, Role, Status, Version};
 use support::{blank, statuses, store};
 use voter::configuration::{Filled, Next, Waiting, next_step, strike};
 
@@ -112,7 +112,8 @@ fn a_store_is_not_done_before_it_holds_everything() {
     // It would look rolled back to the next opener.
     let mark = Filled { through: AT, mark: Version::new(3, 22) };
     assert!(matches!(next_step(&s, replace, mark), Next::Fill { .. }));
-    s[C].as_mut().unwrap().cursor = Some((Version::ZERO, b"k".to_vec()));
+    s[C].as_mut().unwrap().cursor =
+        Some(Cursor { since: Version::ZERO, good: Version::new(9, 9), after: b"k".to_vec() });
     assert!(matches!(next_step(&s, replace, FILLED), Next::Fill { .. }));
 }
 

@@ -12,6 +12,8 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use voter::ClusterStatus;
+use voter::progress::WorkStatus;
+use voter::status::CopyStatus;
 
 #[derive(Args, Debug)]
 pub(super) struct StatusArgs {
@@ -154,9 +156,8 @@ fn words(answer: &Value, cluster: Option<&ClusterStatus>, config: &Config) -> St
         if r.behind_groups > 0 {
             details.push(format!("{} groups behind", r.behind_groups));
         }
-        if r.moved_records > 0 && r.state != "up to date" {
-            let moved = bytes(r.moved_bytes);
-            details.push(format!("{} records ({moved}) brought back", r.moved_records));
+        if let Some(c) = &r.copied {
+            details.push(copying(c));
         }
         if let Some(node) = &r.node {
             details.push(format!(
@@ -178,6 +179,12 @@ fn words(answer: &Value, cluster: Option<&ClusterStatus>, config: &Config) -> St
             r.address,
             details.join("; ")
         );
+    }
+    if !c.work.is_empty() {
+        out.push('\n');
+    }
+    for w in &c.work {
+        let _ = writeln!(out, "{}", working(w));
     }
     if let Some(n) = c.counts {
         let _ = writeln!(
@@ -202,6 +209,46 @@ fn words(answer: &Value, cluster: Option<&ClusterStatus>, config: &Config) -> St
         );
     }
     out
+}
+
+/// How far a copy came, how fast it goes, and how long it will take.
+fn copying(c: &CopyStatus) -> String {
+    let (of_records, of_bytes) = (c.of_records.max(c.records), c.of_bytes.max(c.bytes));
+    // Small records cost by their number, large ones by their bytes.
+    let share = |done: u64, of: u64| if of == 0 { 1.0 } else { done as f64 / of as f64 };
+    let done = share(c.records, of_records).min(share(c.bytes, of_bytes));
+    format!(
+        "{} of {of_records} records, {} of {} copied{}",
+        c.records,
+        bytes(c.bytes),
+        bytes(of_bytes),
+        pace(&format!("{}/s", bytes(per_second(c.bytes, c.ms))), done, c.ms)
+    )
+}
+
+/// The same of a refresh or scrub.
+fn working(w: &WorkStatus) -> String {
+    let total = w.total.max(w.done);
+    let (done, of, rate) = match w.unit.as_str() {
+        "bytes" => (bytes(w.done), bytes(total), format!("{}/s", bytes(per_second(w.done, w.ms)))),
+        unit => (w.done.to_string(), format!("{total} {unit}"), String::new()),
+    };
+    let share = if total == 0 { 0.0 } else { w.done as f64 / total as f64 };
+    format!("{}: {done} of {of}{}", w.what, pace(&rate, share, w.ms))
+}
+
+fn per_second(n: u64, ms: u64) -> u64 {
+    n.saturating_mul(1000) / ms.max(1)
+}
+
+/// Rate and time left, once they can be told.
+fn pace(rate: &str, done: f64, ms: u64) -> String {
+    if ms < 500 || done <= 0.0 {
+        return String::new();
+    }
+    let left = ms as f64 / 1000.0 * (1.0 - done) / done;
+    let comma = if rate.is_empty() { "" } else { ", " };
+    format!("{comma}{rate}, {} left", seconds(left.ceil() as u64))
 }
 
 pub(super) async fn inspect(config: &Config, args: &InspectArgs) -> Outcome {
@@ -264,4 +311,44 @@ pub(super) async fn keys_of(
     let mountpoint = PathBuf::from(about["mountpoint"].as_str().unwrap_or_default());
     let path = super::below_root(path, &mountpoint)?;
     control::ask(&socket, &Ask::Inspect { path, limit }, |_| ()).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_copied_shows_its_rate_and_what_is_left() {
+        let c = CopyStatus {
+            records: 25,
+            bytes: 50 << 20,
+            of_records: 100,
+            of_bytes: 100 << 20,
+            ms: 10_000,
+        };
+        let said = copying(&c);
+        assert!(said.contains("25 of 100 records, 50.00 MiB of 100.00 MiB copied"), "{said}");
+        assert!(said.ends_with("5.00 MiB/s, 30 seconds left"), "the slower share decides: {said}");
+        let young = copying(&CopyStatus { ms: 100, ..c });
+        assert!(young.ends_with("copied"), "{young}");
+        let more = copying(&CopyStatus { records: 101, bytes: 101 << 20, ..c });
+        assert!(more.contains("101 of 101") && more.ends_with("0 seconds left"), "{more}");
+    }
+
+    #[test]
+    fn long_work_shows_the_same() {
+        let w = |what: &str, unit: &str, done, total| WorkStatus {
+            what: what.into(),
+            unit: unit.into(),
+            done,
+            total,
+            ms: 2_000,
+        };
+        assert_eq!(
+            working(&w("refresh", "shards", 1, 3)),
+            "refresh: 1 of 3 shards, 4 seconds left"
+        );
+        let scrub = working(&w("scrub", "bytes", 1 << 20, 4 << 20));
+        assert_eq!(scrub, "scrub: 1.00 MiB of 4.00 MiB, 512.00 KiB/s, 6 seconds left");
+    }
 }

@@ -33,6 +33,10 @@ pub(super) struct MountArgs {
     /// Compare and mend all banks every so many seconds; default: limits.refresh_interval_s
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     refresh_interval: Option<u64>,
+    /// Copy at most so many MiB per second to replicas that catch up or are refilled; default:
+    /// limits.refill_bytes_per_s
+    #[arg(long, value_name = "MIB/S", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    refill_rate: Option<u64>,
     /// Refill stores that come back empty or rolled back without asking; default:
     /// mount.auto_replace
     #[arg(long, value_name = "true|false")]
@@ -71,6 +75,9 @@ pub(super) fn mount(config: Config, args: MountArgs) -> Outcome {
 fn mount_or_spawn(mut config: Config, args: &MountArgs, reporter: &mut Reporter) -> Outcome {
     if let Some(seconds) = args.refresh_interval {
         config.voter.refresh_interval_s = seconds;
+    }
+    if let Some(rate) = args.refill_rate {
+        config.voter.refill_bytes_per_s = rate << 20;
     }
     if let Some(on) = args.auto_replace {
         config.mount.auto_replace = AutoReplace(on);
@@ -174,6 +181,9 @@ fn in_background(config: &Config, args: &MountArgs, options: &MountOptions) -> O
     }
     if let Some(seconds) = args.refresh_interval {
         words.push(format!("--refresh-interval={seconds}").into());
+    }
+    if let Some(rate) = args.refill_rate {
+        words.push(format!("--refill-rate={rate}").into());
     }
     if let Some(on) = args.auto_replace {
         words.push(format!("--auto-replace={on}").into());

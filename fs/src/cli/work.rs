@@ -49,11 +49,15 @@ pub(super) async fn scrub(config: &Config, args: &WorkArgs) -> Outcome {
         say(&report.to_string());
     } else {
         say(&format!(
-            "re-read {} records ({}): {damaged} damaged, {} repaired",
+            "re-read {} records and all files ({}): {damaged} damaged, {} repaired",
             number(&report, "verified"),
             bytes(number(&report, "bytes")),
             number(&report, "mended")
         ));
+        let files = number(&report, "damaged_files");
+        if files > 0 {
+            say(&format!("{files} places in files were damaged: the nodes write them anew"));
+        }
         if skipped > 0 {
             say(&format!("{skipped} replicas could not be read: see `tercet status`"));
         }

@@ -98,8 +98,9 @@ fn status_words(s: &Status, target: &Target) -> String {
     line("data", size(s.space.live_bytes));
     line("log", size(s.space.log_bytes));
     line("free", format!("{} of {}", size(s.space.free_bytes), size(s.space.capacity_bytes)));
-    if let Some((since, after)) = &s.cursor {
-        line("catching up", format!("since {since}, keys through {}", hex(after)));
+    if let Some(c) = &s.cursor {
+        let after = hex(&c.after);
+        line("copied", format!("through {}; through {} up to key {after}", c.since, c.good));
     }
     if let Some(through) = s.damaged_through {
         line("DAMAGED LOG", format!("what is lost may reach through {through}"));
@@ -258,7 +259,7 @@ fn write_new(path: &std::path::Path, value: &[u8]) -> Result<(), Failure> {
 pub(super) fn verify(args: &TargetArgs) -> Outcome {
     let target = Target::open(args)?;
     let expected = target.status()?.space.live_bytes;
-    let files = target.damage();
+    let files = target.verify_files()?;
     let bar = progress(expected, args.json);
     let (mut records, mut bytes) = (0u64, 0u64);
     let mut damaged: Vec<(Key, String)> = Vec::new();

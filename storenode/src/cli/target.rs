@@ -102,6 +102,25 @@ impl Target {
         }
     }
 
+    /// What is wrong with the files of a node, beside its records: a running one looks.
+    pub(super) fn verify_files(&self) -> Result<Vec<String>, Failure> {
+        let live = match self {
+            Self::Stopped { disk, .. } => return Ok(disk.damage()),
+            Self::Live(live) => live,
+        };
+        let (mut all, mut from) = (Vec::new(), 0);
+        loop {
+            match live.call(&Request::VerifyFiles { from })?.0 {
+                Reply::FilesVerified { bad, next, .. } => {
+                    all.extend(bad);
+                    let Some(next) = next else { return Ok(all) };
+                    from = next;
+                }
+                _ => return Err(live.odd()),
+            }
+        }
+    }
+
     /// Heads with `start <= key < end` (`end` empty = no end), ascending, tombstones only from a
     /// stopped node: see [`Target::tombstones`].
     pub(super) fn keys(&self, start: &[u8], end: &[u8]) -> Result<KeyPage, Failure> {

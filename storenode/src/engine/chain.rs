@@ -2,7 +2,7 @@
 //! Pure: no I/O, no clock. Rules 1, 4, 5h and 7 of the protocol live here.
 
 use crate::part::{PartHead, PartRecord};
-use crate::wire::{Key, OpeningMark, PerBank, Version};
+use crate::wire::{Cursor, OpeningMark, PerBank, Version};
 use bincode::{Decode, Encode};
 use std::collections::BTreeMap;
 use std::ops::Bound::{Excluded, Unbounded};
@@ -56,8 +56,8 @@ pub(crate) struct Summary {
     pub(crate) openings: Vec<OpeningMark>,
     /// Epoch of the last attach.
     pub(crate) log_epoch: u64,
-    /// A catch-up under way.
-    pub(crate) cursor: Option<(Version, Key)>,
+    /// A copy under way; see [`Chain::cursor`].
+    pub(crate) cursor: Option<Cursor>,
     /// Parts that an attach made void and that still lie in a segment.
     pub(crate) voids: Vec<Place>,
 }
@@ -98,6 +98,11 @@ impl Chain {
     /// Settled through here if `watermark` were known.
     fn applied_at(&self, watermark: Version) -> Version {
         watermark.min(self.position).max(self.sum.base)
+    }
+
+    /// How far a copy came that is not over: one of which all is applied has nothing more to say.
+    pub(crate) fn cursor(&self) -> Option<&Cursor> {
+        self.sum.cursor.as_ref().filter(|c| c.good > self.applied())
     }
 
     /// First and last part that cannot be linked yet.

@@ -110,7 +110,11 @@ impl Engine {
         // A sidecar is a convenience: without space there is none.
         match sidecar.save(&*self.disk) {
             Ok(()) => {}
-            Err(e) => tracing::warn!(number, error = %e, "cannot write a sidecar"),
+            Err(e) => {
+                tracing::warn!(number, error = %e, "cannot write a sidecar");
+                // An earlier one lists what may not be current any more.
+                self.disk.remove(&sidecar_name(number)).map_err(io)?;
+            }
         }
         file.sidecar.store(true, Ordering::Relaxed);
         Ok(())
@@ -275,8 +279,13 @@ impl Engine {
         }
         // A later head must say all that goes with this segment: the parts in it are applied.
         let by_when = self.files.read().get(&number).map(|f| f.bases.lock().1);
-        if by_when.is_some_and(|b| b > self.core.lock().head_base) {
+        let (disowned, head_base) = {
+            let core = self.core.lock();
+            (core.disowned, core.head_base)
+        };
+        if disowned || by_when.is_some_and(|b| b > head_base) {
             self.begin_segment(&mut self.writer()).map_err(|e| self.refusal(e))?;
+            self.core.lock().disowned = false;
         }
         self.sync()?;
         let io = |e: std::io::Error| failed(format!("removing {}: {e}", segment_name(number)));

@@ -13,7 +13,7 @@
 
 use super::chain::{Place, Summary};
 use crate::part::{PART_HEAD_LEN, PartError};
-use crate::wire::{BULK_LEN_MAX, Digest, HEAD_LEN_MAX, KEY_LEN_MAX, Key, StoreId, Version};
+use crate::wire::{BULK_LEN_MAX, Cursor, Digest, HEAD_LEN_MAX, KEY_LEN_MAX, Key, StoreId, Version};
 use bincode::{Decode, Encode};
 
 /// Length of an entry's header, bytes.
@@ -68,9 +68,9 @@ pub(crate) struct JoinMark {
     pub(crate) at: Version,
     pub(crate) reach: Version,
 }
-/// How far a catch-up came; `None` = it is over.
+/// How far a copy came.
 #[derive(Clone, Debug, Encode, Decode)]
-pub(crate) struct CursorMark(pub(crate) Option<(Version, Key)>);
+pub(crate) struct CursorMark(pub(crate) Cursor);
 /// All records of a key that lie before `before` in the log are dead, whatever their version. The
 /// payload of a [`Kind::Grave`] entry is the list of keys; its own place is `before`.
 #[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]

@@ -274,6 +274,24 @@ impl Engine {
         Records { applied, heads, next, ..Records::default() }
     }
 
+    /// How many records, and bytes of values, [`Engine::delta`] would bring in all.
+    pub(crate) fn missed(&self, since: Version, after: &[u8]) -> (u64, u64) {
+        let (mut count, mut bytes, mut after) = (0, 0, after.to_vec());
+        loop {
+            let (applied, index) = self.view();
+            let mut last = None;
+            for (key, slot) in index.after(&after).take(VISITS_MAX) {
+                if slot.version() > since && slot.version() <= applied {
+                    count += 1;
+                    bytes += u64::from(slot.len().unwrap_or(0));
+                }
+                last = Some(key.to_vec());
+            }
+            let Some(last) = last else { return (count, bytes) };
+            after = last;
+        }
+    }
+
     /// Heads with key >= `start`.
     pub(crate) fn heads(&self, start: &[u8], limit: usize) -> Vec<RecordHead> {
         self.index.read().from(start).take(limit).map(|(k, s)| head(k, s)).collect()

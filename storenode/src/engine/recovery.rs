@@ -22,7 +22,7 @@ use super::{Core, Counters, Engine, SegmentFile, Settings};
 use crate::disk::{Disk, read_file};
 use crate::part;
 use crate::service::OpenError;
-use crate::wire::{Key, Version};
+use crate::wire::{Key, Version, digest};
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -45,6 +45,8 @@ struct Replay {
     notes: Vec<String>,
     /// Damaged stretches that no later head took into account.
     gaps: Vec<Place>,
+    /// Something was lost that may have been content.
+    holed: bool,
     /// What was lost may be anything: no position may be told.
     distrust: bool,
     /// A lost part is told by the next one; the position before it, and whether it may have been
@@ -71,6 +73,10 @@ impl Replay {
     fn note(&mut self, what: String) {
         tracing::warn!(%what, "damage found at the start");
         self.notes.push(what);
+    }
+    fn gap(&mut self, place: Place) {
+        self.holed = true;
+        self.gaps.push(place);
     }
     fn settled(&mut self, core: &mut Core) {
         core.damage.append(&mut self.gaps);
@@ -156,6 +162,7 @@ impl Engine {
             segment: 0,
             head_base: Version::ZERO,
             filling: true,
+            disowned: false,
         };
         let next = numbers.last().map_or(1, |n| n + 1);
         let mut engine = Self {
@@ -345,7 +352,7 @@ impl Engine {
                 if let Err(what) = self.apply_part(core, version, &part) {
                     // Its segment's sidecar has its records; only what it hid may be missing.
                     r.note(format!("part {version} cannot be read again: {what}"));
-                    r.gaps.push(part.place);
+                    r.gap(part.place);
                     r.distrust = true;
                 }
             }
@@ -375,7 +382,7 @@ impl Engine {
         if !core.chain.pending.is_empty() {
             // They were applied or made void in what is gone, and nothing tells which.
             core.chain.forget_all();
-            r.gaps.push(place);
+            r.gap(place);
             r.distrust = true;
         }
     }
@@ -459,7 +466,7 @@ impl Engine {
             Some(Kind::Attach) => core.chain.forget_all(),
             Some(Kind::Records | Kind::Grave) | None => r.distrust = true,
         }
-        r.gaps.push(place);
+        r.gap(place);
         r.trailing = true;
     }
 
@@ -505,13 +512,13 @@ impl Engine {
                 }
             }),
             Kind::Cursor => decode_small::<CursorMark>(&payload).map(|c| {
-                core.chain.sum.cursor = c.0;
+                core.chain.sum.cursor = Some(c.0);
             }),
             Kind::Mark => Some(()),
         };
         if understood.is_none() {
             r.note(format!("an entry of kind {:?} makes no sense", header.kind));
-            r.gaps.push(w.place);
+            r.gap(w.place);
             r.distrust = true;
         }
         self.apply(core);
@@ -564,6 +571,16 @@ impl Engine {
         let mut index = self.index.write();
         for row in rows {
             let place = Place { segment: w.place.segment, offset: w.place.offset + row.at };
+            // A copy that was never made durable (compaction, cut off by a power cut, and something whole
+            // behind it) must not hide the one it was made of.
+            let whole = || {
+                let value = payload.get(row.at as usize..)?.get(..row.len? as usize)?;
+                Some(digest(&row.key, row.version, Some(value)) == row.digest)
+            };
+            let copied = index.get(&row.key).is_some_and(|s| s.version() == row.version);
+            if copied && whole() == Some(false) {
+                continue;
+            }
             if let Some(slot) = Slot::new(row.version, row.digest, place, row.len) {
                 index.put_newer(&row.key, slot);
             }

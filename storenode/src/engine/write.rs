@@ -8,7 +8,7 @@ use super::index::Slot;
 use super::log::{NewEntry, Tail, WriteError, Written};
 use super::{Core, Engine, SegmentFile, Step, bad, failed};
 use crate::part::Part;
-use crate::wire::{InstallKind, Key, NodeError, Position, RecordHead, Version, digest};
+use crate::wire::{Cursor, InstallKind, Key, NodeError, Position, RecordHead, Version, digest};
 use bytes::Bytes;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -254,14 +254,9 @@ impl Engine {
         Ok(end)
     }
 
-    /// Remembers how far a catch-up came.
-    pub(crate) fn cursor(
-        &self,
-        tail: &mut Tail,
-        cursor: Option<(Version, Key)>,
-    ) -> Result<u64, NodeError> {
-        let position = self.core.lock().chain.position();
-        if cursor.as_ref().is_some_and(|(since, _)| *since < position) {
+    /// Remembers how far a copy came.
+    pub(crate) fn cursor(&self, tail: &mut Tail, cursor: Cursor) -> Result<u64, NodeError> {
+        if cursor.good <= self.core.lock().chain.applied() {
             // A late copy: that catch-up has been joined since.
             return Ok(0);
         }
@@ -269,7 +264,7 @@ impl Engine {
         let entry = NewEntry::small(Kind::Cursor, &payload);
         let end = self.put(tail, &[entry]).map_err(|e| self.refusal(e))?[0].end;
         let mut core = self.core.lock();
-        core.chain.sum.cursor = cursor;
+        core.chain.sum.cursor = Some(cursor);
         self.note(&mut core, end);
         Ok(end)
     }

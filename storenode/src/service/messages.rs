@@ -1,9 +1,9 @@
 //! The messages that change who a node obeys, what it holds, or what it is.
 
 use super::{Answer, HOLDER_LEN_MAX, Service, done, fits, owner_of};
-use crate::engine::{Engine, bad, failed, remove_log};
+use crate::engine::{Checked, Engine, bad, failed, remove_log};
 use crate::part;
-use crate::state::State;
+use crate::state::{Loaded, State};
 use crate::wire::{
     Configuration, Envelope, NodeError, Promise, Reply, Role, StoreId, Version, VolumeId,
 };
@@ -49,6 +49,27 @@ impl Service {
             i.failed = None;
             i.unsaved = false;
         }
+    }
+
+    /// Looks at both copies of the state; with `mend` one that is damaged is written again.
+    pub(super) fn check_state(&self, mend: bool) -> Result<Checked, NodeError> {
+        let engine = self.engine();
+        let _tail = engine.writer();
+        let io = |e: std::io::Error| failed(format!("reading the state: {e}"));
+        let wrong = match State::load(&*self.disk).map_err(io)? {
+            Loaded::Good(_, wrong) => wrong,
+            Loaded::Missing => Some("both copies of the state are missing".into()),
+            Loaded::Damaged(what) => Some(what),
+            Loaded::UnknownFormat(file, n) => Some(format!("{file}: format {n} is unknown")),
+        };
+        let bad: Vec<String> = wrong.into_iter().collect();
+        if !bad.is_empty() {
+            tracing::warn!(what = %bad[0], mend, "scrub found damage in a file");
+            if mend {
+                self.change(|_| ())?;
+            }
+        }
+        Ok(Checked { bad, bytes: 0, next: Some(1) })
     }
 
     pub(super) fn fence(
@@ -160,8 +181,7 @@ impl Service {
             return Err(bad(format!("configuration {} is kept already", have.number)));
         }
         let c = engine.chain_status();
-        if role == Role::Filling && (c.sum.cursor.is_some() || c.position.position == Version::ZERO)
-        {
+        if role == Role::Filling && (c.cursor.is_some() || c.position.position == Version::ZERO) {
             return Err(NodeError::NotThere { position: c.position.position });
         }
         self.change(|s| {

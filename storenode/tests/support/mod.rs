@@ -200,6 +200,14 @@ impl Node {
             }
         }
     }
+    /// Keys whose values are damaged.
+    pub fn scan_damaged(&self) -> Vec<Key> {
+        match self.observe(Request::Verify { after: Vec::new(), budget_bytes: 16 << 20 }).unwrap().0
+        {
+            Reply::Verified { bad, next: None, .. } => bad.into_iter().map(|(k, _)| k).collect(),
+            other => panic!("{other:?}"),
+        }
+    }
     /// 100 ms pass.
     pub fn tick(&self) {
         self.service.tick(Duration::from_millis(50));

@@ -53,11 +53,15 @@ pub enum Broken {
     EmptyStoreVotes,
     /// Messages are not bound to the store they are meant for. (traps 17 and 21)
     AnyStoreWillDo,
+    /// What was copied counts for more than was settled when the copy began. (docs/adr/0016)
+    CopiedIsNewer,
+    /// A copy that was interrupted goes on behind what it had not copied. (docs/adr/0016)
+    CopiedIsMore,
 }
 
 impl Broken {
     /// Those that the simulation notices.
-    pub const ALL: [Broken; 16] = [
+    pub const ALL: [Broken; 18] = [
         Broken::AckedBeforeStored,
         Broken::FlushLies,
         Broken::StateNotDurable,
@@ -74,6 +78,8 @@ impl Broken {
         Broken::TailNotRead,
         Broken::DifferencesUnseen,
         Broken::ScrubBlind,
+        Broken::CopiedIsNewer,
+        Broken::CopiedIsMore,
     ];
 
     /// Those that 600 worlds did not notice: the other rules make up for them, or what would show them
@@ -229,6 +235,16 @@ pub(crate) fn bend_back(rule: Broken, reply: &mut Reply, newest: &mut Memory) {
         }
         (Broken::DifferencesUnseen, Reply::Hashes { buckets, .. }) => {
             buckets.iter_mut().for_each(|b| *b = BucketHash::default());
+        }
+        (Broken::CopiedIsNewer, Reply::Status(s)) => {
+            if let Some(c) = &mut s.cursor {
+                c.good.seq += 2;
+            }
+        }
+        (Broken::CopiedIsMore, Reply::Status(s)) => {
+            if let Some(c) = &mut s.cursor {
+                c.after = vec![0xff; 8];
+            }
         }
         (Broken::ScrubBlind, Reply::Verified { bad, .. }) => bad.clear(),
         (Broken::DamageIsAbsence, Reply::Status(s)) => s.damaged_through = None,

@@ -332,7 +332,11 @@ impl std::fmt::Display for Told<'_> {
             }
             R::Remove { seen, as_of, .. } => write!(f, "remove {seen} as of {as_of}"),
             R::Join { at, reach } => write!(f, "join {at} reach {reach}"),
-            R::Cursor { since, .. } => write!(f, "cursor {since}"),
+            R::Cursor(c) => {
+                write!(f, "cursor {} through {} up to {:02x?}", c.since, c.good, c.after)
+            }
+            R::VerifyFiles { from } => write!(f, "verify files from {from}"),
+            R::Missed { since, .. } => write!(f, "missed since {since}"),
             R::Configure { configuration } => write!(f, "configure n{}", configuration.number),
             R::Admit { configuration } => write!(f, "admit n{}", configuration.number),
             R::Beat { watermark, release } => write!(f, "beat {watermark} {release}"),
@@ -380,6 +384,8 @@ impl std::fmt::Display for Said<'_> {
             }
             Reply::Installed { taken } => write!(f, "{taken} taken"),
             Reply::Verified { bad, records, .. } => write!(f, "{records} read {} bad", bad.len()),
+            Reply::FilesVerified { bad, .. } => write!(f, "{} bad files", bad.len()),
+            Reply::Missed { records, bytes } => write!(f, "missed {records}, {bytes} bytes"),
             Reply::Done => write!(f, "done"),
         }
     }

@@ -40,6 +40,7 @@ pub fn limits() -> Limits {
         probe_first_ms: 10,
         probe_longest_ms: 100,
         refresh_interval_s: 20,
+        copy_page_bytes: 8,
         ..Limits::default()
     }
 }
@@ -300,6 +301,12 @@ impl World {
                 node.crash(keeping(&mut StdRng::seed_from_u64(seed)));
             }
             Fault::Flip { .. } => node.replace_disk(MemoryDisk::new()),
+            // Half of those that are being filled are interrupted.
+            Fault::Wipe => match seed % 4 {
+                0 => node.kill(),
+                1 => node.crash(keeping(&mut StdRng::seed_from_u64(seed))),
+                _ => {}
+            },
             _ => {}
         }
         // The countdown to a death that did not come.

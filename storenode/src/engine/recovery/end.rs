@@ -177,6 +177,10 @@ impl Engine {
 
     /// What is lost, and whether any position may be told.
     fn verdict(&self, r: &mut Replay, core: &mut Core) {
+        // What a cursor claims to be here may be what was lost.
+        if r.holed && core.chain.sum.cursor.take().is_some() {
+            core.disowned = true;
+        }
         for version in std::mem::take(&mut r.suspects) {
             if core.chain.pending.contains_key(&version) {
                 r.note(format!("pending part {version} is damaged"));
@@ -185,7 +189,7 @@ impl Engine {
             }
         }
         if let Some(place) = r.head_lost.take() {
-            r.gaps.push(place);
+            r.gap(place);
             r.distrust = true;
         }
         if r.part_gap.take().is_some_and(|(_, unsure)| unsure) {
