@@ -357,23 +357,31 @@ fn what_was_damaged_is_healed_for_good() {
 #[test]
 fn a_torn_copy_does_not_hide_what_it_was_made_of() {
     let value = |seq: u64| vec![b's' ^ (seq as u8).reverse_bits(); 200];
+    let n = Node::new(SEGMENT);
+    for seq in 1..=60 {
+        // Most of each segment is soon dead, and some of it never.
+        let mut records = vec![put(&[b'k', (seq % 4) as u8], &[0; 700])];
+        if seq % 4 == 0 {
+            records.push(put(&[b's', seq as u8], &value(seq)));
+        }
+        let at = n.position().position;
+        n.append(&[part(v(1, seq), at, &records)], at).unwrap();
+    }
+    n.commit(v(1, 60));
+    n.tick();
+    let lived = n.disk.copy();
     // The process ends inside compaction, before it removes what it moved.
     let interrupted = |nth| {
-        let n = Node::new(SEGMENT);
-        for seq in 1..=60 {
-            // Most of each segment is soon dead, and some of it never.
-            let mut records = vec![put(&[b'k', (seq % 4) as u8], &[0; 700])];
-            if seq % 4 == 0 {
-                records.push(put(&[b's', seq as u8], &value(seq)));
-            }
-            let at = n.position().position;
-            n.append(&[part(v(1, seq), at, &records)], at).unwrap();
+        let n = Node::blank(lived.copy(), SEGMENT);
+        if nth > 0 {
+            n.disk.fail_nth(nth);
         }
-        n.commit(v(1, 60));
-        n.tick();
-        n.disk.fail_nth(nth);
+        let before = n.disk.operations();
         while n.service.maintain() {}
-        n.disk.copy()
+        let operations = n.disk.operations() - before;
+        // Something whole behind the copies: what stands before it does not count as a torn end.
+        n.tick();
+        (n.disk.copy(), operations)
     };
     // Where the value of group `seq` stands: segment and offset, ascending.
     let places = |disk: &MemoryDisk, seq| {
@@ -389,8 +397,8 @@ fn a_torn_copy_does_not_hide_what_it_was_made_of() {
         found
     };
     let mut torn = 0;
-    for nth in 1..120 {
-        let disk = interrupted(nth);
+    for nth in 1..=interrupted(0).1 {
+        let (disk, _) = interrupted(nth);
         for seq in (4..=60).step_by(4) {
             let [_, .., (copy, at)] = &places(&disk, seq)[..] else { continue };
             let disk = disk.copy();
