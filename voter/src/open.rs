@@ -179,7 +179,7 @@ pub(crate) struct Orders {
 }
 
 /// Reads waiting to be checked on all banks; each holds the keys of one read.
-const CHECKS_WAITING: usize = 256;
+const CHECKS_WAITING: usize = 1024;
 
 /// Fences tried before giving up: each was lost to another opener.
 const FENCE_TRIES: usize = 20;

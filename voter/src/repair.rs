@@ -11,6 +11,7 @@ use crate::vote::{Ballot, Fix, Verdict, fixes, tally};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 use storenode::wire::{
     BankId, InstallKind, Key, PerBank, RecordHead, Reply, Request, StoreId, Version,
 };
@@ -18,6 +19,12 @@ use tokio::sync::mpsc;
 
 /// Keys voted on together.
 const BATCH_MAX: usize = 256;
+/// Orders to look behind reads gather for so long.
+const CHECK_GATHER: Duration = Duration::from_millis(20);
+/// About so many bytes are looked at together.
+const CHECK_STEP: u64 = 1 << 20;
+/// What may be looked at at once after idleness: this part of what may be in a second.
+const CHECK_BURST: u64 = 16;
 
 /// Mends what reads found, in batches, until the mount closes.
 pub(crate) async fn run(shared: Arc<Shared>, mut orders: mpsc::Receiver<RepairOrder>) {
@@ -46,25 +53,57 @@ pub(crate) async fn run(shared: Arc<Shared>, mut orders: mpsc::Receiver<RepairOr
 
 /// Looks at what was read on all banks, at its pace, until the mount closes: this is what makes every
 /// access heal, whichever two banks it asked.
+///
+/// It must not take from the reader what it gives to the banks. So the orders of a moment go together,
+/// one request to each bank for many reads, and little is taken at once: a reader that has just begun
+/// meets few of them. Orders wait while the pace is kept; what finds their queue full is left to the
+/// scrub.
 pub(crate) async fn check_behind(shared: Arc<Shared>, mut orders: mpsc::Receiver<CheckOrder>) {
-    let rate = shared.limits.check_behind_bytes_per_s;
-    let mut pace = Pace::new(rate, rate, shared.now());
-    loop {
-        let order = tokio::select! {
-            biased;
-            o = orders.recv() => o,
-            () = stopped(shared.stop.subscribe()) => return,
-        };
-        let Some(order) = order else { return };
-        // A key costs a request's share even when its value is small.
-        let cost = order.bytes + 256 * order.keys.len() as u64;
-        if pace.take(cost, shared.now()).is_err() {
-            continue;
+    let work = async {
+        let rate = shared.limits.check_behind_bytes_per_s;
+        let mut pace = Pace::new(rate, rate / CHECK_BURST, shared.now());
+        let mut batch = Vec::new();
+        while let Some(order) = orders.recv().await {
+            batch.push(order);
+            tokio::time::sleep(CHECK_GATHER).await;
+            while batch.len() < BATCH_MAX
+                && let Ok(order) = orders.try_recv()
+            {
+                batch.push(order);
+            }
+            for (shard, (keys, cost)) in together(batch.drain(..)) {
+                while let Err(wait) = pace.take(cost, shared.now()) {
+                    tokio::time::sleep(wait).await;
+                }
+                let keys: Vec<Key> = keys.into_iter().collect();
+                if let Err(why) = mend(&shared, shard, &keys).await {
+                    tracing::debug!(shard, %why, "not checked behind a read");
+                }
+            }
         }
-        if let Err(why) = mend(&shared, order.shard, &order.keys).await {
-            tracing::debug!(shard = order.shard, %why, "not checked behind a read");
+    };
+    tokio::select! {
+        biased;
+        () = work => {}
+        () = stopped(shared.stop.subscribe()) => {}
+    }
+}
+
+/// Keys and cost of orders by shard, in steps of about [`CHECK_STEP`] bytes. A key costs a request's
+/// share even when its value is small.
+fn together(orders: impl Iterator<Item = CheckOrder>) -> Vec<(u16, (BTreeSet<Key>, u64))> {
+    let mut open: BTreeMap<u16, (BTreeSet<Key>, u64)> = BTreeMap::new();
+    let mut full = Vec::new();
+    for order in orders {
+        let (keys, cost) = open.entry(order.shard).or_default();
+        *cost += order.bytes + 256 * order.keys.len() as u64;
+        keys.extend(order.keys);
+        if *cost >= CHECK_STEP || keys.len() >= BATCH_MAX {
+            full.extend(open.remove_entry(&order.shard));
         }
     }
+    full.extend(open);
+    full
 }
 
 /// Makes all up-to-date replicas hold the voted record of each key; returns how many records were
@@ -151,4 +190,28 @@ async fn mend_chunk(shared: &Arc<Shared>, shard: u16, keys: &[Key]) -> Result<us
         }
     }
     Ok(mended)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn order(shard: u16, keys: std::ops::Range<u8>, bytes: u64) -> CheckOrder {
+        CheckOrder { shard, keys: keys.map(|k| vec![k]).collect(), bytes }
+    }
+
+    #[test]
+    fn orders_go_together_by_shard_in_bounded_steps() {
+        let many = [order(0, 0..2, 10), order(1, 0..1, 20), order(0, 1..3, 30)];
+        let steps = together(many.into_iter());
+        assert_eq!(steps.len(), 2);
+        let (keys, cost) = &steps[0].1;
+        assert_eq!(keys.iter().map(|k| k[0]).collect::<Vec<_>>(), [0, 1, 2], "each once");
+        assert_eq!(*cost, 40 + 4 * 256);
+        assert_eq!((steps[1].0, steps[1].1.1), (1, 20 + 256));
+        // A step that is full is closed, whatever comes behind it.
+        let large = (0..5).map(|k| order(3, k..k + 1, CHECK_STEP / 2));
+        let steps = together(large);
+        assert_eq!(steps.iter().map(|s| s.1.0.len()).collect::<Vec<_>>(), [2, 2, 1]);
+    }
 }
