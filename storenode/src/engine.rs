@@ -176,6 +176,7 @@ pub(crate) struct Engine {
     tail_used: AtomicU64,
     tail_unused: AtomicU64,
     pub(crate) counters: Counters,
+    buffers: crate::buffers::Buffers,
     /// What was wrong at the start, for people.
     pub(crate) damage_notes: Vec<String>,
 }

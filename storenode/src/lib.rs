@@ -9,6 +9,8 @@
 
 #[cfg(any(feature = "client", feature = "server"))]
 mod body;
+#[cfg(feature = "server")]
+mod buffers;
 #[cfg(feature = "client")]
 pub mod client;
 #[cfg(feature = "server")]

@@ -15,6 +15,7 @@ mod tests;
 
 use self::guard::{Gauge, Impatient};
 use self::message::{decode, overloaded, refusal, reply};
+use crate::buffers::{Buffers, Lent};
 use crate::frame::FRAME_PREFIX_LEN;
 use crate::metrics::{HttpMetrics, message_index, store_metrics};
 use crate::service::Service;
@@ -27,10 +28,11 @@ use axum::http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -43,7 +45,10 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 /// Longest body of a request, bytes.
 const REQUEST_LEN_MAX: usize = FRAME_PREFIX_LEN + HEAD_LEN_MAX + BULK_LEN_MAX;
 
-/// What the server needs of a store. All calls block and may wait for the disk.
+/// Longest request that is looked at before it goes to a blocking thread, bytes.
+const AT_ONCE_LEN_MAX: usize = 64 << 10;
+
+/// What the server needs of a store. All calls but [`Node::handle_at_once`] block and may wait for the disk.
 pub trait Node: Send + Sync + 'static {
     /// Answers one message; see [`crate::wire`].
     ///
@@ -55,6 +60,15 @@ pub trait Node: Send + Sync + 'static {
         request: Request,
         bulk: Bytes,
     ) -> Result<(Reply, Vec<Bytes>), NodeError>;
+    /// The answer, where that needs no wait and little work; `None` = [`Node::handle`] is to be asked.
+    /// Called where other requests wait.
+    fn handle_at_once(
+        &self,
+        _envelope: &Envelope,
+        _request: &Request,
+    ) -> Option<Result<(Reply, Vec<Bytes>), NodeError>> {
+        None
+    }
     /// An injected delay: how long to wait before each reply; zero when there is none.
     fn reply_delay(&self) -> Duration;
     /// Called every [`ServerLimits::tick`] with the time since the start: short work only.
@@ -74,6 +88,13 @@ impl Node for Service {
         bulk: Bytes,
     ) -> Result<(Reply, Vec<Bytes>), NodeError> {
         Service::handle(self, envelope, request, bulk)
+    }
+    fn handle_at_once(
+        &self,
+        envelope: &Envelope,
+        request: &Request,
+    ) -> Option<Result<(Reply, Vec<Bytes>), NodeError>> {
+        Service::handle_at_once(self, envelope, request)
     }
     fn reply_delay(&self) -> Duration {
         Service::reply_delay(self)
@@ -186,6 +207,7 @@ pub fn start<N: Node>(
         limits,
         lanes: Lanes::new(&limits),
         body_kib: Arc::new(Semaphore::new(limits.body_bytes_max >> 10)),
+        buffers: Buffers::default(),
         metrics: HttpMetrics::default(),
     });
     let tasks = [
@@ -219,6 +241,8 @@ struct Shared<N> {
     limits: ServerLimits,
     lanes: Lanes,
     body_kib: Arc<Semaphore>,
+    /// For bodies that come in pieces.
+    buffers: Buffers,
     metrics: HttpMetrics,
 }
 
@@ -421,7 +445,11 @@ async fn message<N: Node>(State(shared): State<Arc<Shared<N>>>, request: HttpReq
     let Ok(Ok(room)) = timeout(shared.limits.queue_timeout, room).await else {
         return overloaded(metrics);
     };
-    let body = match timeout(shared.limits.body_timeout, read_body(request.into_body(), len)).await
+    let body = match timeout(
+        shared.limits.body_timeout,
+        read_body(request.into_body(), len, &shared.buffers),
+    )
+    .await
     {
         Ok(Ok(body)) => body,
         Ok(Err(what)) => {
@@ -446,14 +474,29 @@ async fn message<N: Node>(State(shared): State<Arc<Shared<N>>>, request: HttpReq
         _gauge: Gauge::up(Arc::clone(&shared), |m| &m.in_flight),
     };
     let node = Arc::clone(&shared.node);
-    // The places go along: a sender that leaves does not free them while the node still works.
-    let worked = tokio::task::spawn_blocking(move || {
-        let answer = decode(&path, &body).and_then(|(e, r, bulk)| node.handle(e, r, bulk));
-        (answer, in_hand)
-    });
-    let (answer, in_hand) = match worked.await {
+    // A read of what is in memory is cheaper than handing it to another thread.
+    let decoded = (is_read(&path) && len <= AT_ONCE_LEN_MAX).then(|| decode(&path, &body));
+    let at_once = match &decoded {
+        // A panic here must cost one request, as it does there.
+        Some(Ok((e, r, _))) => {
+            catch_unwind(AssertUnwindSafe(|| node.handle_at_once(e, r))).map_err(drop)
+        }
+        _ => Ok(None),
+    };
+    let worked = match at_once {
+        Ok(Some(answer)) => Ok((answer, in_hand)),
+        // The places go along: a sender that leaves does not free them while the node still works.
+        Ok(None) => tokio::task::spawn_blocking(move || {
+            let message = decoded.unwrap_or_else(|| decode(&path, &body));
+            (message.and_then(|(e, r, bulk)| node.handle(e, r, bulk)), in_hand)
+        })
+        .await
+        .map_err(drop),
+        Err(()) => Err(()),
+    };
+    let (answer, in_hand) = match worked {
         Ok(done) => done,
-        Err(_) => {
+        Err(()) => {
             metrics.panics.fetch_add(1, Relaxed);
             tracing::error!("handling a message panicked; it is refused and the node goes on");
             let what = "internal error, see the log of the node".into();
@@ -471,6 +514,11 @@ async fn message<N: Node>(State(shared): State<Arc<Shared<N>>>, request: HttpReq
     reply(&shared, answer, in_hand)
 }
 
+/// A message that may be answered at once, by its path.
+fn is_read(path: &str) -> bool {
+    matches!(path, "/v1/read" | "/v1/digests")
+}
+
 /// What a request holds until its reply has left.
 struct InHand<G> {
     _lane: OwnedSemaphorePermit,
@@ -485,23 +533,24 @@ fn announced_len(headers: &HeaderMap) -> Option<usize> {
     (len <= REQUEST_LEN_MAX).then_some(len)
 }
 
-async fn read_body(body: Body, len: usize) -> Result<Bytes, String> {
+async fn read_body(body: Body, len: usize, buffers: &Buffers) -> Result<Bytes, String> {
     let mut body = pin!(body);
-    let mut all = BytesMut::new();
+    let mut all: Option<Lent> = None;
+    let mut have = 0;
     while let Some(piece) = poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
         let piece = piece.map_err(|e| format!("the body broke off: {e}"))?;
         let Ok(data) = piece.into_data() else { continue };
-        if all.len() + data.len() > len {
+        have += data.len();
+        if have > len {
             return Err("the body is longer than announced".into());
         }
-        if all.is_empty() && data.len() == len {
+        if data.len() == len {
             return Ok(data);
         }
-        all.reserve(len - all.len());
-        all.extend_from_slice(&data);
+        all.get_or_insert_with(|| buffers.gather(len)).push(&data);
     }
-    match all.len() {
-        have if have == len => Ok(all.freeze()),
+    match have {
+        _ if have == len => Ok(all.map(Lent::freeze).unwrap_or_default()),
         have => Err(format!("the body broke off: {have} of {len} bytes")),
     }
 }

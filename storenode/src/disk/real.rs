@@ -3,8 +3,9 @@
 use super::{Disk, DiskFile, DiskSpace};
 use parking_lot::Mutex;
 use rustix::fs::{FallocateFlags, FlockOperation};
+use rustix::io::ReadWriteFlags;
 use std::fs::{File, OpenOptions};
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -159,6 +160,12 @@ impl DiskFile for RealFile {
             }
         }
         Ok(done)
+    }
+
+    fn read_at_once(&self, into: &mut [u8], offset: u64) -> bool {
+        let mut slices = [IoSliceMut::new(into)];
+        let got = rustix::io::preadv2(&self.0, &mut slices, offset, ReadWriteFlags::NOWAIT);
+        got == Ok(into.len())
     }
 
     fn write_at(&self, pieces: &[&[u8]], offset: u64) -> io::Result<()> {

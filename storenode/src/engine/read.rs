@@ -2,13 +2,14 @@
 
 use super::chain::Place;
 use super::index::{Index, Slot};
-use super::{Core, Engine, bad};
+use super::{Core, Engine, SegmentFile, bad};
 use crate::wire::{
     BUCKETS, BULK_LEN_MAX, BucketHash, Found, Key, NodeError, RecordHead, Version, bucket_of,
 };
 use bytes::Bytes;
 use parking_lot::RwLockReadGuard;
 use std::ops::Bound::{Excluded, Unbounded};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 /// A scan stops after about so many bytes of keys and values.
@@ -17,6 +18,8 @@ const SCAN_BYTES_MAX: usize = 4 << 20;
 const VISITS_MAX: usize = 64 << 10;
 /// The heads of one reply take about so many bytes at most, well below the limit of a frame's head.
 const HEADS_BYTES_MAX: usize = 3 << 20;
+/// More bytes of values are not copied where others wait, even when no disk is needed.
+const AT_ONCE_BYTES_MAX: usize = 2 << 20;
 /// A tail stops after about so many bytes of parts.
 const TAIL_BYTES_MAX: usize = 16 << 20;
 
@@ -44,6 +47,37 @@ fn head(key: &[u8], slot: &Slot) -> RecordHead {
         digest: slot.digest(),
         len: slot.len(),
     }
+}
+
+/// A value: index of its key, where it lies, its length.
+type Lying = (usize, Place, u32);
+
+/// See [`Engine::look_up`].
+struct LookedUp {
+    items: Vec<Found>,
+    places: Vec<Lying>,
+    /// Ascending.
+    files: Vec<(u32, Arc<SegmentFile>)>,
+    /// Of all values.
+    bytes: usize,
+}
+
+impl LookedUp {
+    /// What was written in one piece (a file's blocks in order) is read in one piece.
+    fn runs(&self) -> impl Iterator<Item = &[Lying]> {
+        self.places.chunk_by(|a, b| {
+            b.1.segment == a.1.segment && Some(b.1.offset) == a.1.offset.checked_add(a.2)
+        })
+    }
+
+    fn file(&self, place: Place) -> Option<&SegmentFile> {
+        let i = self.files.binary_search_by_key(&place.segment, |(n, _)| *n).ok()?;
+        Some(&self.files[i].1)
+    }
+}
+
+fn length(run: &[Lying]) -> usize {
+    run.iter().map(|(_, _, len)| *len as usize).sum()
 }
 
 impl Engine {
@@ -82,44 +116,30 @@ impl Engine {
         values: bool,
     ) -> Result<(Version, Vec<Found>, Vec<Bytes>), NodeError> {
         let (applied, index) = self.view();
-        let slots: Vec<Option<Slot>> = keys.iter().map(|k| index.get(k)).collect();
-        // The files are taken while the index is held: compaction moves records in the index
-        // before it removes a file.
-        let files = self.files.read().clone();
-        drop(index);
-        let mut items: Vec<Found> = slots
-            .iter()
-            .map(|slot| match slot {
-                None => Found::Absent,
-                Some(s) => Found::Record { version: s.version(), digest: s.digest(), len: s.len() },
-            })
-            .collect();
+        let found = self.look_up(index, keys);
         if !values {
-            return Ok((applied, items, Vec::new()));
+            return Ok((applied, found.items, Vec::new()));
         }
-        let places = slots.iter().enumerate().filter_map(|(i, s)| {
-            let s = s.as_ref()?;
-            Some((i, s.place(), s.len()?))
-        });
-        let places: Vec<(usize, Place, u32)> = places.collect();
-        let total: usize = places.iter().map(|(_, _, len)| *len as usize).sum();
-        if total > BULK_LEN_MAX {
+        if found.bytes > BULK_LEN_MAX {
+            let total = found.bytes;
             return Err(bad(format!("{total} bytes of values: ask for fewer keys at once")));
         }
-        self.counters.records_read.fetch_add(places.len() as u64, Ordering::Relaxed);
-        self.counters.bytes_read.fetch_add(total as u64, Ordering::Relaxed);
+        self.count_reads(&found);
         let read = |place: Place, len: u32| -> Result<Bytes, String> {
-            let file = files.get(&place.segment).ok_or_else(|| "its segment is gone".to_owned())?;
+            let file = found.file(place).ok_or_else(|| "its segment is gone".to_owned())?;
             super::read_exact(&*file.file, place.offset, len)
         };
+        let mut items = found.items.clone();
         let mut bulk = Vec::new();
-        // What was written in one piece (a file's blocks in order) is read in one piece.
-        let adjoin = |a: &(usize, Place, u32), b: &(usize, Place, u32)| {
-            b.1.segment == a.1.segment && Some(b.1.offset) == a.1.offset.checked_add(a.2)
-        };
-        for run in places.chunk_by(adjoin) {
-            let len: u32 = run.iter().map(|(_, _, len)| *len).sum();
-            if let Ok(bytes) = read(run[0].1, len) {
+        for run in found.runs() {
+            let file = found.file(run[0].1);
+            let place = u64::from(run[0].1.offset);
+            let whole = file.and_then(|f| {
+                self.buffers.fill(length(run), |into| {
+                    f.file.read_at(into, place).is_ok_and(|n| n == into.len())
+                })
+            });
+            if let Some(bytes) = whole {
                 bulk.push(bytes);
                 continue;
             }
@@ -135,6 +155,76 @@ impl Engine {
             }
         }
         Ok((applied, items, bulk))
+    }
+
+    /// As [`Engine::read`] through `through`, if it needs no wait: neither for a lock nor for the
+    /// disk, and the node stands there already.
+    pub(crate) fn read_at_once(
+        &self,
+        keys: &[Key],
+        values: bool,
+        through: Version,
+    ) -> Option<(Version, Vec<Found>, Vec<Bytes>)> {
+        let core = self.core.try_lock()?;
+        let applied = core.chain.applied();
+        if applied < through {
+            return None;
+        }
+        let index = self.index.try_read()?;
+        drop(core);
+        let found = self.look_up(index, keys);
+        if !values {
+            return Some((applied, found.items, Vec::new()));
+        }
+        if found.bytes > AT_ONCE_BYTES_MAX {
+            return None;
+        }
+        let mut bulk = Vec::new();
+        for run in found.runs() {
+            let place = run[0].1;
+            let file = &found.file(place)?.file;
+            bulk.push(
+                self.buffers
+                    .fill(length(run), |into| file.read_at_once(into, u64::from(place.offset)))?,
+            );
+        }
+        self.count_reads(&found);
+        Some((applied, found.items, bulk))
+    }
+
+    /// What the index says about keys, and the files that their values are in.
+    fn look_up(&self, index: RwLockReadGuard<'_, Index>, keys: &[Key]) -> LookedUp {
+        let (mut items, mut places) = (Vec::with_capacity(keys.len()), Vec::new());
+        for (i, key) in keys.iter().enumerate() {
+            let Some(s) = index.get(key) else {
+                items.push(Found::Absent);
+                continue;
+            };
+            let len = s.len();
+            items.push(Found::Record { version: s.version(), digest: s.digest(), len });
+            places.extend(len.map(|len| (i, s.place(), len)));
+        }
+        let bytes = places.iter().map(|(_, _, len)| *len as usize).sum();
+        let mut files: Vec<(u32, Arc<SegmentFile>)> = Vec::new();
+        // The files are taken while the index is held: compaction moves records in the index
+        // before it removes a file.
+        let all = self.files.read();
+        for (_, place, _) in &places {
+            if files.last().is_none_or(|(n, _)| *n != place.segment)
+                && let Some(f) = all.get(&place.segment)
+            {
+                files.push((place.segment, Arc::clone(f)));
+            }
+        }
+        drop(all);
+        drop(index);
+        files.sort_unstable_by_key(|(n, _)| *n);
+        LookedUp { items, places, files, bytes }
+    }
+
+    fn count_reads(&self, found: &LookedUp) {
+        self.counters.records_read.fetch_add(found.places.len() as u64, Ordering::Relaxed);
+        self.counters.bytes_read.fetch_add(found.bytes as u64, Ordering::Relaxed);
     }
 
     /// Heads of the records that `pick` wants, from `records` on, which are in order of their keys;

@@ -177,6 +177,7 @@ impl Engine {
             tail_used: AtomicU64::new(0),
             tail_unused: AtomicU64::new(0),
             counters: Counters::default(),
+            buffers: Default::default(),
             damage_notes: Vec::new(),
         };
         let mut r = Replay::default();
