@@ -19,6 +19,12 @@ use std::time::Duration;
 
 /// Most keys in one `read` or `digests`.
 const READ_KEYS_MAX: usize = 4096;
+/// A log that was synced so often since the last tick, and grew by no more than so many bytes, is one
+/// of small syncs: what it will write next is cleared beforehand. It writes those bytes twice.
+const OFTEN_SYNCS: u64 = 4;
+const OFTEN_BYTES_MAX: u64 = 2 << 20;
+/// Cleared beforehand beside twice what was written since the last tick, bytes.
+const CLEAR_BYTES_MIN: u64 = 512 << 10;
 /// Longest `holder`, bytes: it goes into the state file and into refusals.
 const HOLDER_LEN_MAX: usize = 1024;
 
@@ -45,6 +51,7 @@ pub struct Service {
     uptime_ms: AtomicU64,
     /// End of the log at the last tick.
     last_written: AtomicU64,
+    last_syncs: AtomicU64,
     requests: AtomicU64,
     refused: AtomicU64,
 }
@@ -163,6 +170,7 @@ impl Service {
             refuse: AtomicBool::new(false),
             uptime_ms: AtomicU64::new(0),
             last_written: AtomicU64::new(0),
+            last_syncs: AtomicU64::new(0),
             requests: AtomicU64::new(0),
             refused: AtomicU64::new(0),
         })
@@ -521,12 +529,20 @@ impl Service {
 
     /// The owner calls this every 50 ms with the time since the start: writes the synced-mark of a
     /// log that was idle since the last call (so within 100 ms; a busy log's entries carry their
-    /// marks). Never does long work.
+    /// marks), and clears what a log of many small syncs will write next. Never does long work.
     pub fn tick(&self, now: Duration) {
         self.uptime_ms.store(now.as_millis() as u64, Ordering::Relaxed);
         let engine = self.engine();
         let written = engine.log.written();
-        let idle = self.last_written.swap(written, Ordering::Relaxed) == written;
+        let before = self.last_written.swap(written, Ordering::Relaxed);
+        let syncs = engine.log.counters.syncs.load(Ordering::Relaxed);
+        let syncs = syncs.saturating_sub(self.last_syncs.swap(syncs, Ordering::Relaxed));
+        let idle = before == written;
+        // Bytes, unless a segment was begun since.
+        let grown = written.saturating_sub(before);
+        if !idle && syncs >= OFTEN_SYNCS && grown <= OFTEN_BYTES_MAX {
+            engine.clear(2 * grown + CLEAR_BYTES_MIN);
+        }
         if idle
             && engine.failed().is_none()
             && let Err(e) = engine.mark()

@@ -9,7 +9,7 @@ use super::entry::{HEADER_LEN, Header, Kind, Snapshot, encode_small, entry_len, 
 use super::segment::{Owner, SEGMENT_HEAD_LEN, encode_segment_head, segment_name};
 use crate::disk::{Disk, DiskFile};
 use crate::wire::Version;
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,6 +18,11 @@ use std::time::Instant;
 /// When a whole segment cannot be reserved, reserve this much beside what is to be written.
 const SMALL_RESERVATION: u64 = 1 << 20;
 const ZEROS: [u8; 8] = [0; 8];
+/// What is reserved is cleared in steps of this.
+const CLEAR_STEP: u64 = 256 << 10;
+static CLEARED: [u8; CLEAR_STEP as usize] = [0; CLEAR_STEP as usize];
+/// Clearing begins at a multiple of this, so that it never writes to a sector with an entry in it.
+const CLEAR_ALIGN: u64 = 4096;
 
 /// Why an entry could not be written.
 #[derive(Clone, Debug)]
@@ -65,6 +70,8 @@ struct Active {
     seed: u32,
     /// Where the second entry begins.
     first: u64,
+    /// Zeros were written through here.
+    cleared: u64,
 }
 
 /// The end of the log; whoever holds it writes.
@@ -191,24 +198,71 @@ impl Log {
                 continue;
             }
             let (target, Some(file)) = (s.written, s.file.clone()) else { return Ok(s.synced) };
-            s.running = true;
-            drop(s);
-            let start = Instant::now();
-            let result = file.sync_data();
-            self.counters.syncs.fetch_add(1, Ordering::Relaxed);
-            let micros = start.elapsed().as_micros() as u64;
-            self.counters.sync_micros.fetch_add(micros, Ordering::Relaxed);
-            s = self.syncing.lock();
-            s.running = false;
-            match result {
-                Ok(()) => s.synced = s.synced.max(target),
-                // Rule 4: no retry. The kernel has forgotten the pages; a second call would lie.
-                Err(e) => {
-                    tracing::error!(error = %e, "fdatasync failed: this node does not vote");
-                    s.failed.get_or_insert(format!("fdatasync of the log failed: {e}"));
-                }
+            s = self.run_sync(s, &*file, target);
+        }
+    }
+
+    /// One fdatasync; the caller has seen that none is running. Two at once would share one error:
+    /// the kernel tells it to one of them, and the other would call durable what is not.
+    fn run_sync<'a>(
+        &'a self,
+        mut s: MutexGuard<'a, Syncing>,
+        file: &dyn DiskFile,
+        target: u64,
+    ) -> MutexGuard<'a, Syncing> {
+        s.running = true;
+        drop(s);
+        let start = Instant::now();
+        let result = file.sync_data();
+        self.counters.syncs.fetch_add(1, Ordering::Relaxed);
+        let micros = start.elapsed().as_micros() as u64;
+        self.counters.sync_micros.fetch_add(micros, Ordering::Relaxed);
+        s = self.syncing.lock();
+        s.running = false;
+        match result {
+            Ok(()) => s.synced = s.synced.max(target),
+            // Rule 4: no retry. The kernel has forgotten the pages; a second call would lie.
+            Err(e) => {
+                tracing::error!(error = %e, "fdatasync failed: this node does not vote");
+                s.failed.get_or_insert(format!("fdatasync of the log failed: {e}"));
             }
-            self.synced.notify_all();
+        }
+        self.synced.notify_all();
+        s
+    }
+
+    /// Writes zeros over one step of what is reserved, not further than `ahead` bytes behind the end;
+    /// answers whether there was one. A filesystem keeps reserved space as *unwritten*: the first
+    /// write there changes the file's map, which an fdatasync must write too. Where zeros were
+    /// written before, it writes the data and nothing else.
+    pub(crate) fn clear_step(&self, tail: &mut Tail, ahead: u64) -> bool {
+        if tail.closed || self.failed().is_some() {
+            return false;
+        }
+        let Some(active) = tail.active.as_mut() else { return false };
+        let from = active.cleared.max(active.offset).next_multiple_of(CLEAR_ALIGN);
+        let to = from + CLEAR_STEP;
+        if to > active.allocated.min(active.offset + ahead) {
+            return false;
+        }
+        // Nothing counts on it: an error costs speed only.
+        if let Err(e) = active.file.write_at(&[&CLEARED], from) {
+            tracing::debug!(error = %e, "cannot clear what is reserved");
+            return false;
+        }
+        active.cleared = to;
+        true
+    }
+
+    /// Takes what was cleared to the disk, unless a sync is running, so that the next one that
+    /// somebody waits for need not.
+    pub(crate) fn sync_cleared(&self) {
+        let s = self.syncing.lock();
+        if s.running || s.failed.is_some() {
+            return;
+        }
+        if let (target, Some(file)) = (s.written, s.file.clone()) {
+            drop(self.run_sync(s, &*file, target));
         }
     }
 
@@ -337,7 +391,7 @@ impl Log {
                 0,
             )?;
             self.disk.sync_dir()?;
-            Ok(Active { number, file, offset: first, allocated, seed, first })
+            Ok(Active { number, file, offset: first, allocated, seed, first, cleared: 0 })
         });
         match made {
             Ok(active) => {

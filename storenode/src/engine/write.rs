@@ -23,6 +23,8 @@ const BULK_BYTES_MIN: usize = 64 << 10;
 /// Records and tombstones written again in one entry.
 const PUTS_STEP: usize = 4;
 const TOMBSTONES_STEP: usize = 4096;
+/// Steps of [`Log::clear_step`](super::log::Log::clear_step) at once.
+const CLEAR_STEPS_MAX: usize = 16;
 /// Graves kept at most: they are rare (foreign records, repairs that go back).
 const GRAVES_MAX: usize = 100_000;
 
@@ -488,6 +490,19 @@ impl Engine {
             end
         };
         self.sync_through(end)
+    }
+}
+
+impl Engine {
+    /// For a log that is synced often: clears what it will write next, at most `ahead` bytes.
+    pub(crate) fn clear(&self, ahead: u64) {
+        for _ in 0..CLEAR_STEPS_MAX {
+            let cleared = self.log.clear_step(&mut self.writer(), ahead);
+            if !cleared {
+                return;
+            }
+            self.log.sync_cleared();
+        }
     }
 }
 
