@@ -26,6 +26,8 @@ struct Inner {
     generation: u64,
     operations: u64,
     fail_at: Option<u64>,
+    /// All from this operation on fail.
+    fail_from: Option<u64>,
     fail_syncs: bool,
     fail_all: bool,
     syncs: u64,
@@ -69,7 +71,8 @@ impl Inner {
     /// Every operation that could fail on a real disk passes here.
     fn step(&mut self) -> io::Result<()> {
         self.operations += 1;
-        if self.fail_all || self.fail_at == Some(self.operations) {
+        let from_here = self.fail_from.is_some_and(|n| self.operations >= n);
+        if self.fail_all || from_here || self.fail_at == Some(self.operations) {
             return Err(injected());
         }
         Ok(())
@@ -131,6 +134,7 @@ impl MemoryDisk {
             c.live = c.durable.clone();
         }
         i.fail_at = None;
+        i.fail_from = None;
         i.fail_syncs = false;
         i.fail_all = false;
     }
@@ -141,6 +145,7 @@ impl MemoryDisk {
         let mut i = self.0.lock();
         i.generation += 1;
         i.fail_at = None;
+        i.fail_from = None;
         i.fail_syncs = false;
         i.fail_all = false;
     }
@@ -149,6 +154,12 @@ impl MemoryDisk {
     pub fn fail_nth(&self, n: u64) {
         let mut i = self.0.lock();
         i.fail_at = Some(i.operations + n);
+    }
+
+    /// The `n`-th operation from now on (1 = the next one) and all behind it fail.
+    pub fn fail_from(&self, n: u64) {
+        let mut i = self.0.lock();
+        i.fail_from = Some(i.operations + n);
     }
 
     /// All syncs fail; the written bytes are forgotten, as a kernel does.

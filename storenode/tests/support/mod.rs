@@ -9,6 +9,9 @@ use storenode::part::{PartHead, encode};
 use storenode::service::{NodeConfig, Service};
 use storenode::wire::*;
 
+/// Sizes of segments that make many, and few.
+pub const SEGMENTS: [u64; 2] = [4096, 9000];
+
 pub const VOLUME: VolumeId = VolumeId([9; 16]);
 
 pub fn v(epoch: u64, seq: u64) -> Version {
@@ -230,12 +233,15 @@ impl Node {
         self.start()
     }
     /// Start on the same disk; epoch and nonce of before are used again, not attached.
-    pub fn start(self) -> Self {
-        let Self { disk, service, epoch, segment_bytes } = self;
-        drop(service);
-        disk.kill();
-        let service = Service::open(Arc::new(disk.clone()), config(segment_bytes)).unwrap();
-        Self { disk, service, epoch, segment_bytes }
+    pub fn start(mut self) -> Self {
+        self.restart();
+        self
+    }
+    /// The same in place.
+    pub fn restart(&mut self) {
+        self.disk.kill();
+        let disk = Arc::new(self.disk.clone());
+        self.service = Service::open(disk, config(self.segment_bytes)).unwrap();
     }
     pub fn position(&self) -> Position {
         self.service.status().position
