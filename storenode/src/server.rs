@@ -9,25 +9,31 @@
 //! could grow has a bound: connections, requests in hand (by lane), bytes in hand, waiting time.
 
 mod guard;
+#[cfg(feature = "fuzzing")]
+pub mod in_memory;
 mod message;
+mod places;
 #[cfg(all(test, feature = "client"))]
 mod tests;
 
 use self::guard::{Gauge, Impatient};
+#[cfg(feature = "fuzzing")]
+pub(crate) use self::message::decode as decode_message;
 use self::message::{decode, overloaded, refusal, reply};
 use crate::buffers::{Buffers, Lent};
+use self::places::{Places, Stranger};
 use crate::frame::FRAME_PREFIX_LEN;
 use crate::metrics::{HttpMetrics, message_index, store_metrics};
 use crate::service::Service;
 use crate::token::Token;
 use crate::wire::{BULK_LEN_MAX, Envelope, HEAD_LEN_MAX, NodeError, Reply, Request};
-use axum::Router;
 use axum::body::{Body, HttpBody as _};
 use axum::extract::{Request as HttpRequest, State};
 use axum::http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use axum::{Extension, Router};
 use bytes::Bytes;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::future::poll_fn;
@@ -37,7 +43,8 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
@@ -113,7 +120,8 @@ impl Node for Service {
 /// Every bound of the server.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ServerLimits {
-    /// Open connections; further ones wait in the kernel's backlog.
+    /// Open connections. A further one takes the place of the oldest that has not shown the token; if
+    /// all have shown it, it waits in the kernel's backlog.
     pub connections_max: usize,
     /// Messages at once that read records. Each may hold a reply of up to 24 MiB.
     pub reads_max: usize,
@@ -201,15 +209,7 @@ pub fn start<N: Node>(
 ) -> std::io::Result<RunningServer> {
     let addr = listener.local_addr()?;
     let (stop, stopped) = watch::channel(false);
-    let shared = Arc::new(Shared {
-        node,
-        token,
-        limits,
-        lanes: Lanes::new(&limits),
-        body_kib: Arc::new(Semaphore::new(limits.body_bytes_max >> 10)),
-        buffers: Buffers::default(),
-        metrics: HttpMetrics::default(),
-    });
+    let shared = Shared::new(node, token, limits);
     let tasks = [
         tokio::spawn(accept_loop(listener, Arc::clone(&shared), stopped.clone())),
         tokio::spawn(tick_loop(Arc::clone(&shared), stopped.clone())),
@@ -244,6 +244,20 @@ struct Shared<N> {
     /// For bodies that come in pieces.
     buffers: Buffers,
     metrics: HttpMetrics,
+}
+
+impl<N> Shared<N> {
+    fn new(node: Arc<N>, token: Token, limits: ServerLimits) -> Arc<Self> {
+        Arc::new(Self {
+            node,
+            token,
+            limits,
+            lanes: Lanes::new(&limits),
+            body_kib: Arc::new(Semaphore::new(limits.body_bytes_max >> 10)),
+            buffers: Buffers::default(),
+            metrics: HttpMetrics::default(),
+        })
+    }
 }
 
 /// Requests in hand, by kind: heavy ones cannot keep the small ones waiting.
@@ -327,37 +341,47 @@ async fn background<N: Node, T: Send + 'static>(
     done.ok()
 }
 
+fn routes<N: Node>(shared: &Arc<Shared<N>>) -> Router {
+    Router::new()
+        .route("/v1/{name}", post(message::<N>))
+        .route("/healthz", get(async || "ok\n"))
+        .route("/metrics", get(metrics::<N>))
+        .fallback(async || (StatusCode::NOT_FOUND, "a tercet storage node: POST /v1/<message>\n"))
+        .with_state(Arc::clone(shared))
+}
+
 async fn accept_loop<N: Node>(
     listener: TcpListener,
     shared: Arc<Shared<N>>,
     mut stopped: watch::Receiver<bool>,
 ) {
     let limits = shared.limits;
-    let places = Arc::new(Semaphore::new(limits.connections_max));
-    let router = Router::new()
-        .route("/v1/{name}", post(message::<N>))
-        .route("/healthz", get(async || "ok\n"))
-        .route("/metrics", get(metrics::<N>))
-        .fallback(async || (StatusCode::NOT_FOUND, "a tercet storage node: POST /v1/<message>\n"))
-        .with_state(Arc::clone(&shared));
+    let places = Places::new(limits.connections_max);
+    let router = routes(&shared);
     let mut connections = JoinSet::new();
     loop {
-        let next = async {
-            let place = Arc::clone(&places).acquire_owned().await;
-            (listener.accept().await, place)
-        };
-        let (accepted, place) = tokio::select! {
-            next = next => next,
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
             Some(_) = connections.join_next() => continue,
             () = until(&mut stopped) => break,
         };
         match accepted {
             Ok((stream, _)) => {
+                let place = tokio::select! {
+                    place = places.take() => place,
+                    () = until(&mut stopped) => break,
+                };
                 shared.metrics.accepted.fetch_add(1, Relaxed);
-                let one = connection(stream, router.clone(), Arc::clone(&shared), stopped.clone());
+                if let Err(e) = stream.set_nodelay(true) {
+                    tracing::debug!("cannot set TCP_NODELAY: {e}");
+                }
+                let router = router.clone().layer(Extension(place.stranger()));
+                let one = connection(stream, router, Arc::clone(&shared), stopped.clone());
                 connections.spawn(async move {
-                    one.await;
-                    drop(place);
+                    tokio::select! {
+                        () = one => {}
+                        () = place.wanted() => {}
+                    }
                 });
             }
             Err(e) => {
@@ -381,16 +405,13 @@ async fn accept_loop<N: Node>(
     }
 }
 
-async fn connection<N: Node>(
-    stream: TcpStream,
+async fn connection<N: Node, S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
     router: Router,
     shared: Arc<Shared<N>>,
     mut stopped: watch::Receiver<bool>,
 ) {
     let _open = Gauge::up(Arc::clone(&shared), |m| &m.connections);
-    if let Err(e) = stream.set_nodelay(true) {
-        tracing::debug!("cannot set TCP_NODELAY: {e}");
-    }
     // TLS would wrap the stream here; nothing below knows what carries the bytes.
     let io = TokioIo::new(Impatient::new(stream, shared.limits.write_stall_timeout));
     let service = hyper_util::service::TowerToHyperService::new(router);
@@ -409,16 +430,21 @@ async fn connection<N: Node>(
     }
 }
 
-fn authorized<N: Node>(shared: &Shared<N>, headers: &HeaderMap) -> bool {
-    let ok = shared.token.allows(headers.get(AUTHORIZATION).map(HeaderValue::as_bytes));
+/// Did the sender show the token? Then its connection keeps its place.
+fn authorized<N: Node>(shared: &Shared<N>, request: &HttpRequest) -> bool {
+    let shown = request.headers().get(AUTHORIZATION).map(HeaderValue::as_bytes);
+    let ok = shared.token.allows(shown);
+    if let (true, Some(stranger)) = (ok, request.extensions().get::<Stranger>()) {
+        stranger.is_known();
+    }
     if !ok {
         shared.metrics.unauthorized.fetch_add(1, Relaxed);
     }
     ok
 }
 
-async fn metrics<N: Node>(State(shared): State<Arc<Shared<N>>>, headers: HeaderMap) -> Response {
-    if !authorized(&shared, &headers) {
+async fn metrics<N: Node>(State(shared): State<Arc<Shared<N>>>, request: HttpRequest) -> Response {
+    if !authorized(&shared, &request) {
         return (StatusCode::UNAUTHORIZED, "the token is missing or wrong\n").into_response();
     }
     let node = Arc::clone(&shared.node);
@@ -429,7 +455,7 @@ async fn metrics<N: Node>(State(shared): State<Arc<Shared<N>>>, headers: HeaderM
 
 /// One message, from its head to its reply.
 async fn message<N: Node>(State(shared): State<Arc<Shared<N>>>, request: HttpRequest) -> Response {
-    if !authorized(&shared, request.headers()) {
+    if !authorized(&shared, &request) {
         return refusal(StatusCode::UNAUTHORIZED, &NodeError::Unauthorized);
     }
     let metrics = &shared.metrics;

@@ -270,6 +270,7 @@ impl Service {
                 done(Reply::Installed { taken })
             }
             Request::Remove { key, seen, as_of } => {
+                check_key(&key)?;
                 let mut tail = engine.writer();
                 self.gate(e, true)?;
                 let (taken, end) = engine.remove(&mut tail, &key, Some(seen), as_of)?;
@@ -290,6 +291,9 @@ impl Service {
             Request::Cursor(cursor) => {
                 if cursor.good.epoch > e.epoch || cursor.since > cursor.good {
                     return Err(bad("a cursor beyond what is settled"));
+                }
+                if cursor.after.len() > KEY_LEN_MAX {
+                    return Err(bad(format!("a key has at most {KEY_LEN_MAX} bytes")));
                 }
                 let mut tail = engine.writer();
                 self.gate(e, true)?;

@@ -64,8 +64,7 @@ pub(super) fn serve(args: &ServeArgs) -> Outcome {
     start_log();
     let token = Token::load(&args.token_file).map_err(Failure::usage)?;
     let addr = address(args)?;
-    raise_open_files();
-    let limits = ServerLimits::default();
+    let limits = limits(raise_open_files());
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .max_blocking_threads(limits.blocking_threads())
@@ -204,8 +203,20 @@ fn start_log() {
         .try_init();
 }
 
-/// Many systems give 1,024 by default and far more for the asking.
-fn raise_open_files() {
+/// The usual limits, with at most half of the descriptors for connections: the log needs the others,
+/// and a log that cannot open its next segment ends the node's vote.
+fn limits(open_files: u64) -> ServerLimits {
+    let mut limits = ServerLimits::default();
+    let half = usize::try_from(open_files / 2).unwrap_or(usize::MAX);
+    if half < limits.connections_max {
+        tracing::warn!("only {open_files} open files are allowed: at most {half} connections");
+        limits.connections_max = half.max(1);
+    }
+    limits
+}
+
+/// Many systems give 1,024 by default and far more for the asking. Answers what there is now.
+fn raise_open_files() -> u64 {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let now = getrlimit(Resource::Nofile);
     let allowed = now.maximum.unwrap_or(u64::MAX);
@@ -215,6 +226,7 @@ fn raise_open_files() {
             tracing::warn!("cannot raise the limit of open files: {e}");
         }
     }
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
 /// SIGTERM and SIGINT.

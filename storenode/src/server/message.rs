@@ -14,7 +14,7 @@ use std::pin::Pin;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
 
-pub(super) fn decode(path: &str, body: &Bytes) -> Result<(Envelope, Request, Bytes), NodeError> {
+pub(crate) fn decode(path: &str, body: &Bytes) -> Result<(Envelope, Request, Bytes), NodeError> {
     let bad = |what: String| NodeError::Bad { what };
     let ((envelope, request), bulk) = match frame::decode::<(Envelope, Request)>(body) {
         Ok(((envelope, request), bulk)) => ((envelope, request), bulk),
