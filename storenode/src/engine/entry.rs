@@ -170,7 +170,11 @@ impl Header {
             synced: u64_at(b, 32),
             watermark: Version::new(u64_at(b, 40), u64_at(b, 48)),
         };
-        (header.checked <= header.len && header.len as usize <= PAYLOAD_MAX).then_some(header)
+        // Nothing behind an entry was synced when it was made.
+        let possible = header.checked <= header.len
+            && header.len as usize <= PAYLOAD_MAX
+            && header.synced <= offset;
+        possible.then_some(header)
     }
 }
 
@@ -294,6 +298,15 @@ mod tests {
             let mut bad = good;
             bad[bit / 8] ^= 1 << (bit % 8);
             assert_eq!(Header::decode(&bad, s, 4096), None, "bit {bit}");
+        }
+    }
+
+    /// A mark beyond the segment would make a start reserve whatever it says.
+    #[test]
+    fn a_synced_mark_behind_its_own_entry_is_no_header() {
+        for (synced, good) in [(4096, true), (4097, false), (1 << 40, false)] {
+            let bytes = Header { synced, ..header() }.encode(7, 4096);
+            assert_eq!(Header::decode(&bytes, 7, 4096).is_some(), good, "{synced}");
         }
     }
 
