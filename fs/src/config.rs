@@ -471,16 +471,21 @@ impl Config {
     /// The effective values as TOML that could be the file, each limit with its meaning.
     #[must_use]
     pub fn render(&self) -> String {
-        let mut out =
-            format!("# {}\n[volume]\ntoken_file = {:?}\n", self.file.display(), self.token_file());
+        let path = |p: &Path| toml::Value::from(p.to_string_lossy().into_owned());
+        let token = path(&self.token_file());
+        // A comment is one line, whatever the name of the file.
+        let mut out = format!(
+            "# {}\n[volume]\ntoken_file = {token}\n",
+            self.file.display().to_string().escape_default()
+        );
         out.push_str("\n[banks]            # entry i is shard i\n");
         for (letter, nodes) in self.bank_nodes() {
-            let _ = writeln!(out, "{letter} = {nodes:?}");
+            let _ = writeln!(out, "{letter} = {}", toml::Value::from(nodes.to_vec()));
         }
         out.push_str("\n[mount]\n");
         match self.mountpoint() {
-            Some(path) => {
-                let _ = writeln!(out, "mountpoint = {path:?}");
+            Some(point) => {
+                let _ = writeln!(out, "mountpoint = {}", path(&point));
             }
             None => out.push_str(
                 "# mountpoint = \"/mnt/tercet\"   (not set: give it to `tercet mount`)\n",
@@ -630,6 +635,15 @@ mod tests {
             assert!(pair[0].starts_with("# ") && pair[0].len() > 12, "{pair:?}");
         }
         assert_eq!(again.banks.c, config.banks.c);
+    }
+
+    #[test]
+    fn odd_names_are_shown_as_toml() {
+        let text = EXAMPLE.replace("\"token\"", r#""t\u0001\u007F\"é""#);
+        let config = parse(&text.replace("/mnt/tercet", r"/m\u0007")).unwrap();
+        let shown = parse(&config.render()).unwrap_or_else(|e| panic!("{e}: {}", config.render()));
+        assert_eq!(shown.token_file(), config.token_file());
+        assert_eq!(shown.mountpoint(), config.mountpoint());
     }
 
     #[test]

@@ -158,7 +158,8 @@ impl Inode {
     pub fn attr(&self, ino: Ino, block_size: u32) -> Attr {
         let bs = u64::from(block_size);
         // Blocks are stored without their trailing zeros, so the last one is not counted whole.
-        let held = (self.blocks.saturating_mul(bs)).min(self.size.next_multiple_of(4096));
+        let held = (self.blocks.saturating_mul(bs))
+            .min(self.size.checked_next_multiple_of(4096).unwrap_or(u64::MAX));
         Attr {
             ino,
             generation: self.generation,
@@ -248,6 +249,12 @@ mod tests {
         let bytes = inode().to_bytes();
         assert!(bytes.len() < 80, "{}", bytes.len());
         assert_eq!(Inode::from_bytes(&bytes).unwrap(), inode());
+    }
+
+    #[test]
+    fn a_damaged_size_is_shown_as_it_is() {
+        let attr = Inode { size: u64::MAX, blocks: u64::MAX, ..inode() }.attr(7, 65536);
+        assert_eq!((attr.size, attr.blocks), (u64::MAX, u64::MAX / 512));
     }
 
     #[test]
