@@ -111,7 +111,7 @@ impl ControlError {
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Line {
+pub(crate) enum Line {
     Progress(Progress),
     Ok(Value),
     Error(ControlError),

@@ -22,6 +22,12 @@ mod session;
 
 pub use session::{KernelCache, Serving, Setup, serve};
 
+/// As a reply to the kernel has it.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn shown(attr: &crate::filesystem::Attr) -> fuser::FileAttr {
+    file_attr(attr)
+}
+
 use crate::config::MountLimits;
 use crate::filesystem::{FileSystem, FsError, Kind, SetAttr, Strip, XattrMode};
 use crate::metrics::{Ending, Operation};

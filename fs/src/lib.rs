@@ -32,6 +32,9 @@ pub mod config;
 pub mod control;
 pub mod daemon;
 pub mod fuse;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod metrics;
 pub mod mount;
 pub mod places;

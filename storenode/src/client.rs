@@ -241,7 +241,10 @@ fn may_repeat(r: &Request) -> bool {
     }
 }
 
-fn decode_reply(request: &Request, bytes: &Bytes) -> Result<(Reply, Bytes), ClientError> {
+pub(crate) fn decode_reply(
+    request: &Request,
+    bytes: &Bytes,
+) -> Result<(Reply, Bytes), ClientError> {
     let (answer, bulk) = frame::decode::<Result<Reply, NodeError>>(bytes)
         .map_err(|e| ClientError::Garbled(e.to_string()))?;
     let reply = answer.map_err(ClientError::Refused)?;

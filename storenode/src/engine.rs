@@ -20,7 +20,7 @@ mod log;
 mod read;
 pub(crate) mod recovery;
 pub(crate) mod segment;
-mod sidecar;
+pub(crate) mod sidecar;
 mod write;
 
 use self::chain::{Chain, Pending, Place};

@@ -18,6 +18,9 @@ pub mod disk;
 #[cfg(feature = "server")]
 mod engine;
 pub mod frame;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 #[cfg(feature = "server")]
 pub mod metrics;
 #[cfg(feature = "server")]

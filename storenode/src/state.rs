@@ -10,7 +10,7 @@ use crate::wire::{BankId, Configuration, Promise, Role, StoreId, VolumeId};
 use bincode::{Decode, Encode};
 use std::io;
 
-const MAGIC: [u8; 4] = *b"TST1";
+pub(crate) const MAGIC: [u8; 4] = *b"TST1";
 const NAMES: [&str; 2] = ["state.a", "state.b"];
 const FILE_MAX: u64 = 1 << 20;
 

@@ -10,7 +10,7 @@ use crate::wire::{Digest, Key, StoreId, Version};
 use bincode::{Decode, Encode};
 use std::io;
 
-const MAGIC: [u8; 4] = *b"TSX1";
+pub(crate) const MAGIC: [u8; 4] = *b"TSX1";
 const FILE_MAX: u64 = 1 << 30;
 
 /// One record that was current when the sidecar was made, or a tombstone.

@@ -358,7 +358,7 @@ impl<D: Draw> History<D> {
         for piece in missed.chunks(size) {
             self.n.install(piece, reach, InstallKind::CatchUp)?;
             let after = piece[piece.len() - 1].0.clone();
-            self.n.call(Request::Cursor { since, after })?;
+            self.n.call(Request::Cursor(Cursor { since, good: reach, after }))?;
             match self.draw.below(6) {
                 // The unfinished catch-up goes on after a start. Some of it is sent again.
                 0 if !self.failing => {
