@@ -21,8 +21,8 @@ use crate::server::decode_message;
 use crate::service::{NodeConfig, Service};
 use crate::state::{self, State};
 use crate::wire::{
-    BankId, Envelope, Fault, InstallKind, Key, NodeError, Reply, Request, Role, StoreId, Version,
-    VolumeId, WIRE_FORMAT, digest, path_of,
+    BankId, Cursor, Envelope, Fault, InstallKind, Key, NodeError, Reply, Request, Role, StoreId,
+    Version, VolumeId, WIRE_FORMAT, digest, path_of,
 };
 use bytes::Bytes;
 use std::sync::Arc;
@@ -97,7 +97,9 @@ fn asked() -> Vec<Request> {
         Request::Tail { from: v },
         Request::Delta { since: v, after: vec![], limit_bytes: 9, values: true, through: v },
         Request::Install { records: vec![], as_of: v, kind: InstallKind::Repair },
-        Request::Cursor { since: v, after: key.clone() },
+        Request::Cursor(Cursor { since: v, good: v, after: key.clone() }),
+        Request::VerifyFiles { from: 0 },
+        Request::Missed { since: v, after: vec![], through: v },
         Request::Verify { after: key, budget_bytes: 9 },
         Request::Inject(Fault::Delay { millis: 0 }),
     ]

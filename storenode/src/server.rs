@@ -20,8 +20,8 @@ use self::guard::{Gauge, Impatient};
 #[cfg(feature = "fuzzing")]
 pub(crate) use self::message::decode as decode_message;
 use self::message::{decode, overloaded, refusal, reply};
-use crate::buffers::{Buffers, Lent};
 use self::places::{Places, Stranger};
+use crate::buffers::{Buffers, Lent};
 use crate::frame::FRAME_PREFIX_LEN;
 use crate::metrics::{HttpMetrics, message_index, store_metrics};
 use crate::service::Service;

@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 use storenode::client::{ClientError, ClientLimits, NodeClient};
 use storenode::frame;
 use storenode::token::Token;
-use storenode::wire::{InstallKind, KEY_LEN_MAX, NodeError, RecordHead, Request, Version, digest};
+use storenode::wire::{
+    Cursor, InstallKind, KEY_LEN_MAX, NodeError, RecordHead, Request, Version, digest,
+};
 use writer::{DEADLINE, Writer, status};
 
 /// What a node may take more of memory because of strangers, bytes: 512 connections of 0.4 MB.
@@ -213,7 +215,11 @@ async fn malformed_keys_and_lengths_are_refused_with_what_is_wrong() {
         (install(vec![head(b"x", 4)]), value.clone(), "digest"),
         (remove(b""), Bytes::new(), "a key has 1 to 512 bytes"),
         (remove(&long), Bytes::new(), "a key has 1 to 512 bytes"),
-        (Request::Cursor { since: as_of, after: long }, Bytes::new(), "at most 512 bytes"),
+        (
+            Request::Cursor(Cursor { since: as_of, good: as_of, after: long }),
+            Bytes::new(),
+            "at most 512 bytes",
+        ),
         (Request::Append { lens: vec![9, 9], watermark: through }, value, "cut short"),
         (Request::Read { keys: vec![b"k".to_vec(); 5000], through }, Bytes::new(), "4096 keys"),
         (Request::Join { at: far, reach: far }, Bytes::new(), "a later epoch"),

@@ -14,9 +14,9 @@ use storenode::fuzzing::{VOLUME, envelope, node_config, pack_files};
 use storenode::part::{PartHead, encode};
 use storenode::service::Service;
 use storenode::wire::{
-    BUCKETS, BankId, BucketHash, Configuration, Digest, Envelope, Fault, Found, InstallKind,
-    NodeError, OpeningMark, PerBank, Position, Promise, RecordHead, Reply, Request, Role, Space,
-    Status, StoreId, Version, digest, path_of,
+    BUCKETS, BankId, BucketHash, Configuration, Cursor, Digest, Envelope, Fault, Found,
+    InstallKind, NodeError, OpeningMark, PerBank, Position, Promise, RecordHead, Reply, Request,
+    Role, Space, Status, StoreId, Version, digest, path_of,
 };
 
 /// A file's name and its bytes.
@@ -163,7 +163,7 @@ fn requests() -> Vec<(String, Request, Vec<u8>)> {
         ),
         (Request::Remove { key: key.clone(), seen: v(1, 1), as_of: through }, vec![]),
         (Request::Join { at: v(1, 2), reach: v(1, 2) }, vec![]),
-        (Request::Cursor { since: v(1, 2), after: key.clone() }, vec![]),
+        (Request::Cursor(Cursor { since: v(1, 2), good: v(1, 3), after: key.clone() }), vec![]),
         (Request::Configure { configuration: configuration() }, vec![]),
         (Request::Admit { configuration: configuration() }, vec![]),
         (Request::Beat { watermark: v(1, 1), release: true }, vec![]),
@@ -202,7 +202,7 @@ fn a_status() -> Status {
         openings: vec![OpeningMark { epoch: 7, cut: v(6, 88) }],
         damaged_through: Some(v(7, 95)),
         failed: Some("a disk that failed".into()),
-        cursor: Some((v(6, 1), b"key".to_vec())),
+        cursor: Some(Cursor { since: v(6, 1), good: v(6, 2), after: b"key".to_vec() }),
         space: Space { capacity_bytes: 1 << 40, ..Space::default() },
         damaged_records: 1,
         allow_faults: false,
@@ -418,7 +418,11 @@ fn lived(life: u64) -> MemoryDisk {
         let records = vec![head_of(b"key 9", v(1, 700), Some(b"value"))];
         let kind = InstallKind::CatchUp;
         call(2, Request::Install { records, as_of: v(1, 800), kind }, b"value");
-        call(2, Request::Cursor { since: v(1, 800), after: b"key 9".to_vec() }, b"");
+        call(
+            2,
+            Request::Cursor(Cursor { since: v(1, 700), good: v(1, 800), after: b"key 9".to_vec() }),
+            b"",
+        );
     }
     if life >= 5 {
         call(2, Request::Join { at: v(1, 800), reach: v(1, 800) }, b"");
