@@ -310,12 +310,14 @@ fn a_void_part_does_not_take_settled_ones_along() {
     n.tick();
     assert_eq!(n.commit(v(1, 3)).applied, v(1, 3));
     let mut n = n;
-    n.take(2);
+    n.fence(2).unwrap();
+    n.attach(vec![]).unwrap();
     let at = |p: Position| (p.position, p.applied);
     assert_eq!(at(n.position()), (v(1, 3), v(1, 3)));
     let mut n = n.crash();
     assert_eq!(at(n.position()), (v(1, 3), v(1, 3)));
-    n.take(3);
+    n.fence(3).unwrap();
+    n.attach(vec![]).unwrap();
     assert_eq!(value(n.read(b"a", v(1, 3))), Some("one".into()));
     let next = part(v(3, 5), v(1, 1), &vec![put(b"b", b"five")]);
     assert_eq!(n.append(&[next], v(1, 3)).unwrap().position, v(3, 5));
