@@ -45,7 +45,6 @@ use fuser::{
 };
 use listing::Listing;
 use replies::{attr, empty, entry, sized};
-use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -56,12 +55,6 @@ use std::time::{Duration, Instant, SystemTime};
 
 /// How long the kernel keeps attributes and names that another mount may change.
 const BESIDE_TTL: Duration = Duration::from_secs(1);
-
-thread_local! {
-    /// What a thread's last reply to a read of several pieces was put together in: as long as one
-    /// request may be.
-    static GATHERED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
 
 /// Serves a [`FileSystem`] to the kernel.
 struct Adapter {
@@ -339,32 +332,20 @@ impl Filesystem for Adapter {
         fh: FileHandle,
         offset: u64,
         size: u32,
-        flags: OpenFlags,
+        _flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
         let (fs, metrics) = (self.fs(), self.dispatch.metrics.clone());
-        // What is read past the page cache is kept nowhere else.
-        let direct = flags.0 & libc::O_DIRECT != 0;
-        let work = async move {
-            if direct {
-                fs.read(ino.0, fh.0, offset, size).await
-            } else {
-                fs.read_once(ino.0, fh.0, offset, size).await
-            }
-        };
+        let work = async move { fs.read(ino.0, fh.0, offset, size).await };
         self.dispatch.run(Operation::Read, req, work, move |result| match result {
             Ok(pieces) => {
                 metrics.read_bytes.fetch_add(pieces.iter().map(|p| p.len() as u64).sum(), Relaxed);
                 match &pieces[..] {
                     [] => reply.data(&[]),
                     [whole] => reply.data(whole),
-                    // fuser takes one slice only. Fresh memory for it would cost more than the copy.
-                    _ => GATHERED.with_borrow_mut(|whole| {
-                        whole.clear();
-                        pieces.iter().for_each(|p| whole.extend_from_slice(p));
-                        reply.data(whole);
-                    }),
+                    // fuser takes one slice only.
+                    _ => reply.data(&pieces.concat()),
                 }
             }
             Err(e) => reply.error(e),

@@ -53,9 +53,6 @@ pub const DIR_WHOLE_MAX: u64 = 1024;
 pub const READAHEAD_BYTES_MAX: u64 = 4 << 20;
 /// First read-ahead of a sequential reader, bytes.
 pub const READAHEAD_BYTES_MIN: u64 = 256 << 10;
-/// What a read of at least so many bytes had to load is left to the kernel's page cache, which has it
-/// from the reply on, and not kept here a second time.
-pub const READ_ONCE_BYTES_MIN: u32 = 256 << 10;
 /// Age after which a read updates an atime that is newer than mtime (relatime), seconds.
 pub const ATIME_AGE_S: i64 = 24 * 3600;
 /// How long `statfs` repeats its last answer, milliseconds.

@@ -325,32 +325,6 @@ async fn a_copy_within_the_mount_fetches_every_block_once() {
 }
 
 #[tokio::test]
-async fn a_large_read_for_the_page_cache_keeps_what_was_kept_and_nothing_else() {
-    let (memory, fs) = fresh(FsOptions::default()).await;
-    let (f, h) = fs.create(ROOT, b"f", 0o644, 0, libc::O_RDWR, ME).await.unwrap();
-    let mib: Vec<u8> = (0..1u32 << 20).map(|i| (i >> 9) as u8 | 1).collect();
-    fs.write(f.ino, h, 0, Bytes::from(mib.clone()), Strip::Capability, false).await.unwrap();
-    fs.sync_all().await.unwrap();
-    let keys = || memory.counts().keys;
-    let large = || async { fs.read_once(f.ino, 0, 0, 1 << 20).await.unwrap().concat() };
-    assert!(large().await == mib, "from what the write left here");
-    let before = keys();
-    large().await;
-    assert_eq!(keys(), before, "that stays");
-    fs.drop_caches();
-    // One block is of use to somebody.
-    fs.read(f.ino, 0, 0, 4).await.unwrap();
-    let before = keys();
-    assert!(large().await == mib);
-    assert_eq!(keys() - before, 63, "the others");
-    assert!(large().await == mib);
-    assert_eq!(keys() - before, 2 * 63, "the others again, and only those");
-    fs.read_once(f.ino, 0, 1 << 19, 128 << 10).await.unwrap();
-    fs.read_once(f.ino, 0, 1 << 19, 128 << 10).await.unwrap();
-    assert_eq!(keys() - before, 2 * 63 + 8, "a small read is kept");
-}
-
-#[tokio::test]
 async fn a_large_directory_pages() {
     let caches = fs::limits::CacheLimits { dirents: 500, ..Default::default() };
     let (memory, fs) = fresh(FsOptions { caches, ..FsOptions::default() }).await;

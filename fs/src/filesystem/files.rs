@@ -6,11 +6,11 @@ use super::{
 };
 use crate::key::{self, Parsed};
 use crate::limits::{
-    COPY_BYTES_MAX, READ_ONCE_BYTES_MIN, READAHEAD_BYTES_MAX, READAHEAD_BYTES_MIN, RUN_BLOCKS,
-    STATFS_AGE_MS, WRITE_BYTES_MAX,
+    COPY_BYTES_MAX, READAHEAD_BYTES_MAX, READAHEAD_BYTES_MIN, RUN_BLOCKS, STATFS_AGE_MS,
+    WRITE_BYTES_MAX,
 };
 use crate::ops::{attr, data, xattr};
-use crate::txn::{Held, Miss, Stop, Txn, fail};
+use crate::txn::{Held, Miss, Txn, fail};
 use bytes::{Bytes, BytesMut};
 use std::time::{Duration, Instant};
 use voter::volume::Key;
@@ -73,38 +73,6 @@ impl FileSystem {
     pub async fn read(&self, ino: Ino, handle: u64, offset: u64, size: u32) -> Result<Vec<Bytes>> {
         self.follow(ino, handle, offset, u64::from(size));
         self.run(Room::None, |t| data::read(t, ino, offset, size)).await
-    }
-
-    /// As [`Self::read`], for a caller that keeps what it gets (the kernel, in its page cache): of a
-    /// large read, what had to be loaded is not kept here a second time.
-    ///
-    /// # Errors
-    /// As [`Self::read`].
-    pub async fn read_once(
-        &self,
-        ino: Ino,
-        handle: u64,
-        offset: u64,
-        size: u32,
-    ) -> Result<Vec<Bytes>> {
-        if size < READ_ONCE_BYTES_MIN {
-            return self.read(ino, handle, offset, size).await;
-        }
-        self.follow(ino, handle, offset, u64::from(size));
-        let mut loaded = Vec::new();
-        let read = |t: &mut Txn<'_>| {
-            let done = data::read(t, ino, offset, size);
-            if let Err(Stop::Miss(Miss::Blocks { blocks, .. })) = &done {
-                loaded.clone_from(blocks);
-            }
-            done
-        };
-        let pieces = self.run(Room::None, read).await?;
-        if !loaded.is_empty() {
-            let mut st = self.state.lock();
-            loaded.iter().for_each(|&b| st.blocks.remove(&(ino, b)));
-        }
-        Ok(pieces)
     }
 
     /// Notes where a handle reads; reads ahead of one that goes straight on.
