@@ -4,8 +4,8 @@
 //!
 //! Run with `scripts/test runtimes [FILTER]`, as root; it installs the packages of `packages`. Every
 //! scenario runs three times: undisturbed, with bank after bank killed and brought back, and with bank
-//! after bank emptied and refilled. Beside it a saver of small files runs all the time: no error, no
-//! stall, no short listing.
+//! after bank emptied and refilled; LXC also with banks that hang. Beside it a saver of small files runs
+//! all the time: no error, no stall, no short listing.
 
 use std::time::Duration;
 
