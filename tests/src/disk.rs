@@ -5,14 +5,14 @@
 //! then on every read, write and sync answers EIO, and what had not been synced is never written. After
 //! [`replug`](NodeDisk::replug) there is what was durable, as after a power cut.
 
-use crate::process::{run, until};
+use crate::process::run;
 use crate::reference::{mkfs_ext4, mount_loop};
 use rustix::mount::{UnmountFlags, unmount};
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// `EXT4_IOC_SHUTDOWN` with `EXT4_GOING_FLAGS_NOLOGFLUSH`. From Python: an ioctl needs `unsafe` here.
 const SHUTDOWN: &str = r"
@@ -90,14 +90,28 @@ impl NodeDisk {
     /// When somebody does.
     pub fn replug(&self) {
         self.unmount().unwrap_or_else(|e| panic!("umount {}: {e}", self.mountpoint.display()));
-        // Namespaces that are being taken down have it mounted too: it is gone when its device is.
-        let gone = || {
+        // Namespaces that somebody made meanwhile have it mounted too, dead as it is. They go on with it.
+        if !self.is_free_within(Duration::from_secs(5)) {
+            let copy = self.image.with_extension("copy");
+            let mut command = Command::new("cp");
+            command.arg("--sparse=always").arg(&self.image).arg(&copy);
+            run(&mut command, Duration::from_secs(60)).assert_ok();
+            fs::rename(&copy, &self.image).expect("rename");
+        }
+        mount_loop(&self.image, &self.mountpoint);
+    }
+
+    fn is_free_within(&self, within: Duration) -> bool {
+        let began = Instant::now();
+        while began.elapsed() < within {
             let mut losetup = Command::new("losetup");
             losetup.arg("-j").arg(&self.image);
-            run(&mut losetup, Duration::from_secs(20)).expect_ok().is_empty()
-        };
-        until(Duration::from_secs(20), "nobody has the disk mounted", gone);
-        mount_loop(&self.image, &self.mountpoint);
+            if run(&mut losetup, Duration::from_secs(20)).expect_ok().is_empty() {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        false
     }
 
     fn unmount(&self) -> io::Result<()> {

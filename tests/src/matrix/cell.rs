@@ -6,6 +6,7 @@ use crate::cluster::{Bank, Cluster, Setup};
 use crate::journal::{Journal, Style, Writing};
 use crate::load::{self, check_file, make_file};
 use crate::mount::MOUNT_PATIENCE;
+use crate::node::Node;
 use crate::process::until;
 use crate::random::Random;
 use serde_json::Value;
@@ -25,6 +26,8 @@ pub struct Times {
 
 /// Operations before a fault strikes.
 const WARM: u64 = 30;
+/// An idle mount asks every node how it is once a second.
+const NOTICE_MAX: Duration = Duration::from_secs(3);
 /// How long a load goes on once all is up to date.
 const AFTERWARDS: Duration = Duration::from_millis(300);
 /// 8 MiB, for the reader.
@@ -135,9 +138,17 @@ impl Row {
             cell.note = "mount again".into();
             load = self.recover(&mut cell, &mut problems);
         }
+        let plain = !matches!(work, Work::Repair | Work::Opening) && !self.fault.kills_mount();
+        // What went and came back within an instant is whole only once that was noticed.
+        while plain && self.fault.lasts().is_zero() && watch.first_seen().is_none() {
+            if ended.elapsed() > NOTICE_MAX {
+                break;
+            }
+            sleep(Duration::from_millis(10));
+        }
         let healthy = self.await_healthy();
         cell.redundancy_ms = Some(millis(healthy.duration_since(ended)));
-        if !matches!(work, Work::Repair | Work::Opening) && !self.fault.kills_mount() {
+        if plain {
             let seen = watch.first_seen().and_then(|t| t.checked_duration_since(struck));
             cell.detect_ms = seen.map(millis);
         }
@@ -198,10 +209,15 @@ impl Row {
         let load = self.begin_load(Work::Repair);
         self.cluster.kill(bank);
         until(self.times.repair_max, "work without the bank", || load.progress() >= 10 * WARM);
-        self.cluster.node(bank, self.number % self.cluster.setup.shards).wipe();
-        self.cluster.start_bank(bank);
         let socket = self.cluster.root.join("run/control.sock");
-        until(self.times.repair_max, "the node is being refilled", || watch::is_filling(&socket));
+        until(self.times.repair_max, "the mount knows", || watch::healthy(&socket) == Some(false));
+        self.cluster.node(bank, self.number % self.cluster.setup.shards).wipe();
+        self.cluster.bank(bank).iter_mut().for_each(Node::spawn);
+        // Struck as soon as it is seen to fill; one that was too quick to be seen is struck right after.
+        until(self.times.repair_max, "the node is refilled", || {
+            watch::is_filling(&socket) || watch::healthy(&socket) == Some(true)
+        });
+        self.cluster.start_bank(bank);
         load
     }
 
