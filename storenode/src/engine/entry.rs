@@ -21,6 +21,8 @@ pub(crate) const HEADER_LEN: usize = 64;
 /// Longest payload, bytes: a full `install` has 32 MiB.
 pub(crate) const PAYLOAD_MAX: usize = 64 << 20;
 const _: () = assert!(BULK_LEN_MAX + HEAD_LEN_MAX < PAYLOAD_MAX);
+/// No store comes here; a higher one is damage, and counting on from it would overflow.
+pub(crate) const ORDINAL_MAX: u64 = 1 << 62;
 pub(crate) const MAGIC: [u8; 4] = *b"TLE1";
 const ROW_LEN: usize = 39;
 
@@ -173,7 +175,8 @@ impl Header {
         // Nothing behind an entry was synced when it was made.
         let possible = header.checked <= header.len
             && header.len as usize <= PAYLOAD_MAX
-            && header.synced <= offset;
+            && header.synced <= offset
+            && header.ordinal <= ORDINAL_MAX;
         possible.then_some(header)
     }
 }
@@ -303,11 +306,13 @@ mod tests {
 
     /// A mark beyond the segment would make a start reserve whatever it says.
     #[test]
-    fn a_synced_mark_behind_its_own_entry_is_no_header() {
+    fn impossible_marks_and_ordinals_are_no_header() {
         for (synced, good) in [(4096, true), (4097, false), (1 << 40, false)] {
             let bytes = Header { synced, ..header() }.encode(7, 4096);
             assert_eq!(Header::decode(&bytes, 7, 4096).is_some(), good, "{synced}");
         }
+        let last = Header { ordinal: u64::MAX, ..header() }.encode(7, 4096);
+        assert_eq!(Header::decode(&last, 7, 4096), None, "there is none after it");
     }
 
     #[test]

@@ -8,8 +8,8 @@ mod end;
 
 use super::chain::{Chain, Pending, Place, Summary};
 use super::entry::{
-    AttachMark, CursorMark, Grave, HEADER_LEN, Header, JoinMark, Kind, Snapshot, decode_rows,
-    decode_small,
+    AttachMark, CursorMark, Grave, HEADER_LEN, Header, JoinMark, Kind, ORDINAL_MAX, Snapshot,
+    decode_rows, decode_small,
 };
 use super::index::{Index, Slot};
 use super::log::{Log, Tail, Written, log_position};
@@ -286,6 +286,9 @@ impl Engine {
     }
 
     fn fits(&self, s: &Sidecar, sealed: Option<u64>, next: Option<u32>, file_len: u64) -> bool {
+        if s.ordinal > ORDINAL_MAX {
+            return false;
+        }
         match (sealed, next) {
             (Some(len), _) => s.segment_len == len && file_len >= len,
             (None, Some(_)) => s.segment_len <= file_len,
