@@ -63,12 +63,7 @@ impl<N: Node> InMemory<N> {
         Some(got)
     }
 
-    /// Handlers that panicked so far.
-    pub fn panics(&self) -> u64 {
-        self.shared.metrics.panics.load(std::sync::atomic::Ordering::Relaxed)
-    }
-
-    /// Bytes of request bodies that are in hand: none between two conversations.
+    /// Room for request bodies that is in use, KiB: none once all that was asked for is done.
     pub fn body_kib_in_hand(&self) -> usize {
         (self.shared.limits.body_bytes_max >> 10) - self.shared.body_kib.available_permits()
     }

@@ -2,14 +2,16 @@
 
 use bytes::Bytes;
 use std::cell::RefCell;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 use storenode::frame;
 use storenode::fuzzing::{InMemory, envelope, node, repair_frame};
-use storenode::server::ServerLimits;
+use storenode::server::{Node, ServerLimits};
 use storenode::service::Service;
 use storenode::token::Token;
-use storenode::wire::{NodeError, Reply, Request};
+use storenode::wire::{Envelope, NodeError, Reply, Request};
 
 /// The token of the node under test, so that a corpus can hold it.
 pub const TOKEN: &str = "00000000000000000000000000000000000000000000000000000000000000aa";
@@ -26,9 +28,43 @@ const LIMITS: fn() -> ServerLimits = || ServerLimits {
     ..ServerLimits::default()
 };
 
+/// The node, and how often it panicked, also for a sender that left before the answer.
+struct Watched {
+    service: Service,
+    panics: AtomicU32,
+}
+
+impl Node for Watched {
+    fn handle(
+        &self,
+        envelope: Envelope,
+        request: Request,
+        bulk: Bytes,
+    ) -> Result<(Reply, Vec<Bytes>), NodeError> {
+        let work = AssertUnwindSafe(|| self.service.handle(envelope, request, bulk));
+        catch_unwind(work).unwrap_or_else(|panic| {
+            self.panics.fetch_add(1, Relaxed);
+            resume_unwind(panic)
+        })
+    }
+    fn reply_delay(&self) -> Duration {
+        self.service.reply_delay()
+    }
+    fn tick(&self, now: Duration) {
+        self.service.tick(now);
+    }
+    fn maintain(&self) -> bool {
+        self.service.maintain()
+    }
+    fn metrics(&self) -> String {
+        Node::metrics(&self.service)
+    }
+}
+
 struct World {
     runtime: tokio::runtime::Runtime,
-    server: InMemory<Service>,
+    node: Arc<Watched>,
+    server: InMemory<Watched>,
     conversations: u32,
 }
 
@@ -40,24 +76,22 @@ impl World {
             .build()
             .expect("a runtime");
         let token: Token = TOKEN.parse().expect("a token");
-        let server = InMemory::new(Arc::new(node()), token, LIMITS());
-        Self { runtime, server, conversations: 0 }
+        let node = Arc::new(Watched { service: node(), panics: AtomicU32::new(0) });
+        let server = InMemory::new(Arc::clone(&node), token, LIMITS());
+        Self { runtime, node, server, conversations: 0 }
     }
 
     fn talk(&mut self, bytes: &[u8], silence: Duration) -> Vec<u8> {
         self.conversations += 1;
         let answer = self.runtime.block_on(self.server.talk(bytes, silence));
         let answer = answer.expect("the server ends a conversation whose other end is closed");
-        assert_eq!(self.server.panics(), 0, "a handler panicked");
-        // A message that the node still works on when its sender has left keeps its place until then.
-        let server = &self.server;
-        let idle = async {
-            while server.body_kib_in_hand() > 0 {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-        };
-        let idle = async { tokio::time::timeout(Duration::from_secs(30), idle).await };
-        self.runtime.block_on(idle).expect("room that nobody uses any more");
+        // What a sender that left had asked for is still being done.
+        let began = Instant::now();
+        while self.server.body_kib_in_hand() > 0 {
+            assert!(began.elapsed() < PATIENT, "room that nobody uses any more");
+            self.runtime.block_on(async { tokio::time::sleep(Duration::from_millis(1)).await });
+        }
+        assert_eq!(self.node.panics.load(Relaxed), 0, "the node panicked");
         answer
     }
 }
