@@ -300,29 +300,6 @@ fn repairs_take_what_is_newer_or_heals() {
     assert!(matches!(n.call(r), Err(NodeError::Bad { .. })));
 }
 
-/// What a node said that it has settled it still has after an attach made a part void, and after a restart.
-#[test]
-fn a_void_part_does_not_take_settled_ones_along() {
-    let n = Node::new(1 << 20);
-    n.append(&[part(v(1, 1), Version::ZERO, &vec![put(b"a", b"one")])], Version::ZERO).unwrap();
-    let beyond = part(v(1, 4), v(1, 1), &vec![put(b"a", b"four")]);
-    n.append(&[beyond], v(1, 3)).unwrap();
-    n.tick();
-    assert_eq!(n.commit(v(1, 3)).applied, v(1, 3));
-    let mut n = n;
-    n.fence(2).unwrap();
-    n.attach(vec![]).unwrap();
-    let at = |p: Position| (p.position, p.applied);
-    assert_eq!(at(n.position()), (v(1, 3), v(1, 3)));
-    let mut n = n.crash();
-    assert_eq!(at(n.position()), (v(1, 3), v(1, 3)));
-    n.fence(3).unwrap();
-    n.attach(vec![]).unwrap();
-    assert_eq!(value(n.read(b"a", v(1, 3))), Some("one".into()));
-    let next = part(v(3, 5), v(1, 1), &vec![put(b"b", b"five")]);
-    assert_eq!(n.append(&[next], v(1, 3)).unwrap().position, v(3, 5));
-}
-
 /// A repair that was decided before a record was written knows nothing of it: it neither removes it
 /// nor replaces it by something older, even when the newer one is damaged.
 #[test]

@@ -205,7 +205,6 @@ impl Chain {
     pub(crate) fn attach(&mut self, epoch: u64, chain: &[Version]) -> Vec<Place> {
         let mut void = Vec::new();
         if self.sum.log_epoch < epoch {
-            self.keep_settled();
             let (mut end, mut exact) = (self.sum.base, self.sum.base_exact);
             let mut linked = true;
             let pending = std::mem::take(&mut self.pending);
@@ -230,22 +229,8 @@ impl Chain {
         void
     }
 
-    /// A watermark may lie between two parts of this shard. What is settled through it stays so when the
-    /// part behind it becomes void; otherwise the position would fall below what was told, and below
-    /// the tombstone floor, and a store that lacks little would be filled anew.
-    fn keep_settled(&mut self) {
-        let applied = self.applied();
-        if applied > self.sum.base && self.peek_settled().is_none() {
-            self.sum.base = applied;
-            self.sum.base_exact = false;
-        }
-    }
-
     /// An attach as the log has it.
     pub(crate) fn replay_attach(&mut self, epoch: u64, void: &[Place], high: Version) {
-        if self.sum.log_epoch < epoch {
-            self.keep_settled();
-        }
         self.pending.retain(|_, p| !void.contains(&p.place));
         self.sum.voids.extend(void);
         self.sum.log_epoch = self.sum.log_epoch.max(epoch);
@@ -394,34 +379,6 @@ mod tests {
         assert!(c.attach(2, &[]).is_empty(), "a late copy of the attach drops nothing");
         assert_eq!(c.position(), v(2, 3));
         assert_eq!(settle(&mut c, v(2, 3)), [v(1, 2), v(2, 3)]);
-    }
-
-    #[test]
-    fn attach_keeps_what_is_settled_between_two_parts() {
-        for replayed in [false, true] {
-            let mut c = Chain::new(Summary::default());
-            add(&mut c, v(1, 1), Version::ZERO);
-            add(&mut c, v(1, 4), v(1, 1));
-            assert_eq!(settle(&mut c, v(1, 3)), [v(1, 1)]);
-            assert_eq!(c.applied(), v(1, 3), "1.2 and 1.3 touched other shards");
-            if replayed {
-                c.replay_attach(2, &[Place { segment: 1, offset: 4 }], v(1, 4));
-            } else {
-                assert_eq!(c.attach(2, &[v(2, 5)]).len(), 1);
-            }
-            assert_eq!((c.position(), c.applied()), (v(1, 3), v(1, 3)));
-            // 1.4 was cut off: the next part follows 1.1.
-            add(&mut c, v(2, 5), v(1, 1));
-            assert_eq!(c.position(), v(2, 5));
-            // And where it was not, 2.5 follows what is not here.
-            let mut c = Chain::new(Summary::default());
-            add(&mut c, v(1, 1), Version::ZERO);
-            add(&mut c, v(1, 4), v(1, 1));
-            settle(&mut c, v(1, 3));
-            c.attach(2, &[v(2, 5)]);
-            add(&mut c, v(2, 5), v(1, 4));
-            assert_eq!((c.position(), c.applied()), (v(1, 3), v(1, 3)));
-        }
     }
 
     #[test]
