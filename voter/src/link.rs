@@ -166,9 +166,9 @@ async fn try_session(shared: &Arc<Shared>, shard: u16, bank: BankId) -> Result<(
     let fence = Request::Fence { epoch, nonce, holder: shared.holder.clone() };
     let status = status_of(shared.call(shard, bank, store, fence, vec![], short).await?.0)?;
     let attach = Request::Attach { chain, cut };
-    let p = position_of(
-        shared.call(shard, bank, store, attach, vec![], shared.limits.bulk_deadline()).await?.0,
-    )?;
+    // Not the deadline of bulk: a lost answer must not keep a replica out of the vote for long, and an attach
+    // that takes its time is done when it is asked for again.
+    let p = position_of(shared.call(shard, bank, store, attach, vec![], short).await?.0)?;
 
     // From here parts flow; what lies before them is brought by replay or catch-up.
     let behind = {
