@@ -246,7 +246,8 @@ fn pace(rate: &str, done: f64, ms: u64) -> String {
     if ms < 500 || done <= 0.0 {
         return String::new();
     }
-    let left = ms as f64 / 1000.0 * (1.0 - done) / done;
+    // To whole milliseconds first: a share such as a third is not exact.
+    let left = (ms as f64 * (1.0 - done) / done).round() / 1000.0;
     let comma = if rate.is_empty() { "" } else { ", " };
     format!("{comma}{rate}, {} left", seconds(left.ceil() as u64))
 }
