@@ -41,7 +41,7 @@ fn corrupt_all(cluster: &mut Cluster, bank: Bank) -> usize {
 }
 
 fn verifies(cluster: &mut Cluster, bank: Bank) -> bool {
-    cluster.bank(bank).iter().all(|n| n.ask(&["verify"]).ok())
+    cluster.bank(bank).iter().all(cluster::Node::verifies)
 }
 
 #[test]

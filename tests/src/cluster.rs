@@ -407,8 +407,7 @@ impl Cluster {
         self.await_healthy(within);
         self.await_equal(within);
         for node in self.nodes.iter().flatten() {
-            let said = node.ask(&["verify"]);
-            assert!(said.ok(), "{node}: {said}");
+            assert!(node.verifies(), "{node}: {}", node.ask(&["verify"]));
         }
     }
 }
