@@ -103,9 +103,8 @@ pub(crate) struct Place {
 }
 
 async fn remember(shared: &Arc<Shared>, to: Place, cursor: Cursor) -> Result<(), End> {
-    let deadline = shared.limits.bulk_deadline();
     let request = Request::Cursor(cursor);
-    shared.call(to.shard, to.bank, to.store, request, vec![], deadline).await?;
+    shared.call_again(to.shard, to.bank, to.store, request, vec![]).await?;
     Ok(())
 }
 
@@ -125,8 +124,7 @@ async fn copy(shared: &Arc<Shared>, to: Place, cursor: &mut Cursor) -> Result<Ve
             if count > 0 {
                 let kind = InstallKind::CatchUp;
                 let request = Request::Install { records: heads, as_of, kind };
-                let deadline = shared.limits.bulk_deadline();
-                shared.call(to.shard, to.bank, to.store, request, values, deadline).await?;
+                shared.call_again(to.shard, to.bank, to.store, request, values).await?;
             }
             Ok::<(), End>(())
         };
@@ -162,8 +160,7 @@ async fn announce(shared: &Arc<Shared>, to: Place, cursor: &Cursor) -> Result<()
     let (since, after) = (cursor.since, cursor.after.clone());
     let request = Request::Missed { since, after, through };
     let (bank, store) = sources[0];
-    let deadline = shared.limits.bulk_deadline();
-    let (reply, _) = shared.call(to.shard, bank, store, request, vec![], deadline).await?;
+    let (reply, _) = shared.call_again(to.shard, bank, store, request, vec![]).await?;
     let Reply::Missed { records, bytes } = reply else { return Err(unexpected(&reply).into()) };
     shared.copy_begins(to.shard, to.bank, records, bytes);
     Ok(())
@@ -191,10 +188,8 @@ async fn page(
     let ask = |(source, store): (BankId, StoreId), values: bool| {
         let limit_bytes = shared.limits.copy_page_bytes;
         let request = Request::Delta { since, after: after.clone(), limit_bytes, values, through };
-        let deadline = shared.limits.bulk_deadline();
         async move {
-            let (reply, bulk) =
-                shared.call(shard, source, store, request, vec![], deadline).await?;
+            let (reply, bulk) = shared.call_again(shard, source, store, request, vec![]).await?;
             match reply {
                 Reply::Records { records, damaged, next, .. } => Ok((records, damaged, next, bulk)),
                 other => Err(unexpected(&other)),

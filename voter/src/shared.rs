@@ -115,6 +115,27 @@ impl Shared {
         answer
     }
 
+    /// The same for a message of a copy, which may be said again: one that is lost must not cost the whole
+    /// deadline of bulk, nor a new session. Patience grows, for a node that only takes its time.
+    pub(crate) async fn call_again(
+        &self,
+        shard: u16,
+        bank: BankId,
+        store: StoreId,
+        request: Request,
+        bulk: Vec<Bytes>,
+    ) -> Result<(Reply, Bytes), BankError> {
+        let (mut left, mut patience) = (self.limits.bulk_deadline(), self.limits.call_deadline());
+        loop {
+            let once = patience.min(left);
+            left -= once;
+            match self.call(shard, bank, store, request.clone(), bulk.clone(), once).await {
+                Err(BankError::Timeout) if !left.is_zero() => patience *= 2,
+                answer => return answer,
+            }
+        }
+    }
+
     /// Time since the mount began: the voter's clock.
     pub(crate) fn now(&self) -> Duration {
         self.started.elapsed()
