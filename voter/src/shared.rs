@@ -100,7 +100,10 @@ impl Shared {
         let answer = node.call(envelope, request, bulk, deadline).await;
         match &answer {
             Err(BankError::Refused(NodeError::Fenced { promise })) => {
-                if (promise.epoch, promise.nonce) > (epoch, nonce) || promise.epoch == epoch {
+                // One of this epoch and another nonce was an opener that did not get it: this mount has two
+                // voters of every shard, and each promises an epoch once. The node is of no use until the
+                // next mount, the others are.
+                if promise.epoch > epoch {
                     self.fence(format!("{} took over (epoch {})", promise.holder, promise.epoch));
                 }
             }

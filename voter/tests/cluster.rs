@@ -380,6 +380,48 @@ fn what_the_source_of_a_catch_up_has_lost_comes_from_the_other_voter() {
     }
 }
 
+/// An opener was killed; its fence reaches a node late, when the next mount has chosen the same epoch and
+/// owns it. That node cannot be used, the mount goes on, and the next one has all three.
+#[test]
+fn a_late_fence_of_the_same_epoch_takes_nothing_over() {
+    runtime_test(async {
+        let world = World::made().await;
+        let mut c = filled(&world).await;
+        await_redundancy(&c.v, 3).await;
+        c.v.close().await.expect("close");
+        world.kill(BankId::C);
+        c.v = world.open().await;
+        world.wires[BankId::C].iter().for_each(|w| w.cut(true));
+        world.start(BankId::C);
+        for node in &world.nodes[BankId::C] {
+            let service = node.service().expect("runs");
+            let status = service.status();
+            let envelope = Envelope {
+                format: WIRE_FORMAT,
+                volume: status.volume.expect("of a volume"),
+                store: status.store,
+                epoch: c.v.epoch(),
+                nonce: 12_345,
+            };
+            let (epoch, holder) = (c.v.epoch(), "killed while opening".into());
+            let fence = Request::Fence { epoch, nonce: 12_345, holder };
+            service.handle(envelope, fence, Bytes::new()).expect("a promise");
+        }
+        world.wires[BankId::C].iter().for_each(|w| w.cut(false));
+        for n in 0..20 {
+            c.put(n, "after the late fence");
+            c.sync().await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        c.check().await;
+        c.v.close().await.expect("close");
+        c.v = world.open().await;
+        await_redundancy(&c.v, 3).await;
+        world.await_equal().await;
+        c.check().await;
+    });
+}
+
 /// Rule 12: what another mount commits is seen, whoever of the banks is away, and nobody is fenced.
 #[test]
 fn an_observer_sees_what_is_committed_and_disturbs_nobody() {
