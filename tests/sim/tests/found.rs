@@ -106,7 +106,8 @@ fn seeds_that_once_went_wrong() {
         301_277, 304_064, // one source, the other not found yet
         302_139, 307_333, 314_887, 315_428, 318_192, // compaction through an I/O error
         701_679, // a position between two parts that a restart did not find again
-        705_788, 809_815, 900_948, // lost messages that cost the deadline of bulk
+        705_788, 809_815, 900_948,   // lost messages that cost the deadline of bulk
+        1_008_070, // a late fence of the same epoch
     ] {
         let outcome = run(&Plan::draw(seed), false);
         assert_eq!(outcome.failure, None, "seed {seed}");
