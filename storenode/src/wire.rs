@@ -585,15 +585,6 @@ pub struct Position {
     pub detached: Option<(Version, Version)>,
 }
 
-impl Position {
-    /// Everything settled through here is in the node: what it lacks is newer. Higher than `position` where
-    /// an attach made parts void beyond a watermark that lies between two parts of this shard.
-    #[must_use]
-    pub fn complete_through(&self) -> Version {
-        self.position.max(self.applied)
-    }
-}
-
 /// How full a node is, bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Encode, Decode, Serialize, Deserialize)]
 pub struct Space {
