@@ -11,7 +11,7 @@ use serde_json::Value;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A volume with a small tree and a file of 4 MiB.
 fn furnished(name: &str, setup: Setup) -> Cluster {
@@ -157,8 +157,11 @@ fn caught_in_the_middle(cluster: &Cluster, bank: Bank) -> Vec<Value> {
     (0..2)
         .map(|shard| {
             let mut seen = None;
-            until(REPAIR_MAX, "a copy is under way", || {
-                let row = told(cluster, bank, shard);
+            let mut row = Value::Null;
+            let began = Instant::now();
+            until(Duration::MAX, "a copy is under way", || {
+                assert!(began.elapsed() < REPAIR_MAX, "shard {shard}: no copy was caught: {row}");
+                row = told(cluster, bank, shard);
                 let after = row["node"]["cursor"]["after"].as_array().map_or(0, Vec::len);
                 let copied = row["copied"]["records"].as_u64().unwrap_or(0);
                 let of = row["copied"]["of_records"].as_u64().unwrap_or(0);
@@ -207,7 +210,11 @@ fn a_refill_goes_on_after_the_mount_and_the_node_were_killed() {
 fn a_catch_up_goes_on_after_the_mount_was_killed() {
     let mut cluster = furnished("resumed-delta", slow());
     cluster.kill(Bank::C);
-    make_file(&cluster.path("missed"), 5, 48);
+    // A file lies on the shard of its directory, and directories take the shards in turn.
+    for n in 0..8 {
+        fs::create_dir(cluster.path(format!("missed{n}"))).expect("mkdir");
+        make_file(&cluster.path(format!("missed{n}/file")), n, 16);
+    }
     fs::remove_file(cluster.path("big")).expect("unlink");
     // A mount that has no parts to send again copies.
     cluster.remount();
@@ -221,7 +228,9 @@ fn a_catch_up_goes_on_after_the_mount_was_killed() {
     cluster.mount_with(&["--refill-rate", "1000"]);
     cluster.await_whole(REPAIR_MAX);
     went_on(&cluster, Bank::C, &first);
-    check_file(&cluster.path("missed"), 5, 48);
+    for n in 0..8 {
+        check_file(&cluster.path(format!("missed{n}/file")), n, 16);
+    }
     cluster.tercet(&["check"]).assert_ok();
 }
 
