@@ -85,9 +85,11 @@ limits! {
     readahead_bytes: u32 = 4 << 20, in 131_072..=67_108_864;
     /// Requests that the kernel has under way in the background (read-ahead and writeback).
     background_requests: u16 = 128, in 4..=4_096;
-    /// Share of the machine's dirty page limit that this mount may use, percent. The kernel gives
-    /// a FUSE mount 1, which throttles writers long before the banks do (set by root only).
-    dirty_pages_percent: u16 = 30, in 1..=100;
+    /// Dirty pages of this mount in the kernel, bytes: it writes back from half of that, so that the
+    /// banks work while an application still writes, and beyond it writers wait. More only makes the
+    /// wait for a sync longer (set by root only, Linux 6.2 and later; before, 1 % of the machine's
+    /// limit).
+    dirty_pages_bytes: u32 = 128 << 20, in 1_048_576..=2_147_483_647;
     /// How long the kernel may keep names and attributes, seconds. Long, because this mount is the
     /// only writer.
     attribute_ttl_s: u32 = 3_600, in 0..=86_400;

@@ -162,9 +162,11 @@ impl Shard {
     }
 
     /// Can parts be sent from here, without a catch-up? True when the first part behind `position`
-    /// is still kept.
+    /// is still kept. When none is, all that were made have arrived everywhere; the end of the chain
+    /// may be ahead of them, since a group is given its place there before its parts are encoded.
     pub(crate) fn can_replay_from(&self, position: Version) -> bool {
-        self.parts.front().map_or(position >= self.chain_end, |p| position >= p.predecessor)
+        let made = || self.recent.back().is_none_or(|v| position >= *v);
+        self.parts.front().map_or_else(made, |p| position >= p.predecessor)
     }
 
     /// Parts behind `cursor`, about `bytes` of them, at most 256.
@@ -683,6 +685,24 @@ mod tests {
             c.acked(0, b, p, &l);
         }
         assert!(c.wants_seal(&l, now));
+    }
+
+    /// Else a replica that has everything counts as one that fell behind, and is copied to.
+    #[test]
+    fn nothing_is_missed_while_a_group_is_sealed_and_not_yet_encoded() {
+        let l = Limits::default();
+        let mut c = core();
+        c.submit(vec![put(0, "a", "1")], Instant::now()).unwrap();
+        let v1 = seal(&mut c);
+        for b in BankId::ALL {
+            let p = at(&c, 0, b, v1);
+            c.acked(0, b, p, &l);
+        }
+        assert!(c.shards[0].parts.is_empty(), "all have it");
+        c.submit(vec![put(0, "a", "2")], Instant::now()).unwrap();
+        assert!(c.seal());
+        assert!(c.shards[0].can_replay_from(v1), "nothing was made that it has not");
+        assert!(!c.shards[0].can_replay_from(Version::new(1, 0)));
     }
 
     /// It is in no configuration before it is filled; pruned under its feet it would begin again and

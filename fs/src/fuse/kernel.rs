@@ -129,7 +129,7 @@ pub(super) fn session_config(
     config
 }
 
-/// Sets what the kernel only offers in /sys: read-ahead, and the share of dirty pages. Needs root;
+/// Sets what the kernel only offers in /sys: read-ahead, and how much is dirty. Needs root;
 /// without it the mount works, only slower.
 pub(super) fn tune(mountpoint: &Path, limits: &MountLimits) {
     let Some(device) = device_of(mountpoint) else {
@@ -139,9 +139,10 @@ pub(super) fn tune(mountpoint: &Path, limits: &MountLimits) {
     let dir = Path::new("/sys/class/bdi").join(device);
     for (knob, value) in [
         ("read_ahead_kb", u64::from(limits.readahead_bytes / 1024)),
-        ("max_ratio", u64::from(limits.dirty_pages_percent)),
-        // The strict limit throttles by this mount's share alone, even while memory is free.
-        ("strict_limit", 0),
+        ("max_bytes", u64::from(limits.dirty_pages_bytes)),
+        // By this mount's share alone, however much of the machine's limit is free: else the kernel keeps
+        // what is written until a sync asks for it.
+        ("strict_limit", 1),
     ] {
         if let Err(e) = std::fs::write(dir.join(knob), value.to_string()) {
             tracing::info!("cannot set {}/{knob} to {value}: {e}", dir.display());

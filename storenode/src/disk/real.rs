@@ -2,7 +2,7 @@
 
 use super::{Disk, DiskFile, DiskSpace};
 use parking_lot::Mutex;
-use rustix::fs::{FallocateFlags, FlockOperation};
+use rustix::fs::{FallocateFlags, FlockOperation, OFlags};
 use rustix::io::ReadWriteFlags;
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, IoSliceMut};
@@ -14,12 +14,125 @@ const LOCK_NAME: &str = "lock";
 /// Pieces that one `pwritev` takes (the kernel's limit is 1,024).
 const PIECES_MAX: usize = 512;
 
+/// Shorter writes go through the page cache: an append of this length is worth more than its own sync.
+const DIRECT_MIN: usize = 256 << 10;
+/// Bytes that one direct write takes, through a buffer of as much.
+const DIRECT_STEP: usize = 1 << 20;
+/// Offset, length and memory of a direct write are multiples of this; no disk asks for more.
+const ALIGN: usize = 4096;
+
 /// A directory of the machine; one process at a time holds its [lock](Disk::lock).
 #[derive(Debug)]
 pub struct RealDisk {
     path: PathBuf,
     dir: File,
     lock: Mutex<Option<File>>,
+    direct: Arc<Mutex<Direct>>,
+}
+
+/// Long writes go past the page cache (`O_DIRECT`). The copy into it, most of it into memory that was
+/// never touched, is what a node costs the machine otherwise, and what three nodes keep there nobody
+/// reads: the mount keeps it too. Reads and short writes stay as they are; the kernel keeps both views
+/// of a file the same. A filesystem that cannot do this gets ordinary writes.
+#[derive(Debug, Default)]
+struct Direct {
+    /// The file written to last: a log writes to one at a time.
+    file: Option<(PathBuf, File)>,
+    buffer: Vec<u8>,
+    refused: bool,
+}
+
+impl Direct {
+    /// Writes the bytes `skip..skip + len` of `pieces`; `skip` stands at `offset`, both it and `len` are
+    /// multiples of [`ALIGN`]. Answers how many were written: a multiple again, and less when direct
+    /// writes are refused.
+    fn write(
+        &mut self,
+        path: &Path,
+        pieces: &[&[u8]],
+        skip: usize,
+        len: usize,
+        offset: u64,
+    ) -> io::Result<usize> {
+        use rustix::io::Errno;
+        if self.file.as_ref().is_none_or(|(p, _)| p != path) {
+            let flag = i32::try_from(OFlags::DIRECT.bits()).unwrap_or_default();
+            match OpenOptions::new().write(true).custom_flags(flag).open(path) {
+                Ok(file) => self.file = Some((path.to_path_buf(), file)),
+                Err(e) => {
+                    tracing::info!(error = %e, "no direct writes here");
+                    self.refused = true;
+                    return Ok(0);
+                }
+            }
+        }
+        let Some((_, file)) = &self.file else { return Ok(0) };
+        if self.buffer.is_empty() {
+            self.buffer = vec![0; DIRECT_STEP + ALIGN];
+        }
+        let start = self.buffer.as_ptr().align_offset(ALIGN).min(ALIGN);
+        let buffer = &mut self.buffer[start..start + DIRECT_STEP];
+        let mut from = Gather { pieces, piece: 0, at: 0 };
+        from.skip(skip);
+        let mut done = 0;
+        while done < len {
+            let step = DIRECT_STEP.min(len - done);
+            from.fill(&mut buffer[..step]);
+            let mut written = 0;
+            while written < step {
+                match rustix::io::pwrite(
+                    file,
+                    &buffer[written..step],
+                    offset + (done + written) as u64,
+                ) {
+                    Ok(n) if n > 0 && n.is_multiple_of(ALIGN) => written += n,
+                    // What is left goes the other way.
+                    Ok(n) => return Ok(done + written + n / ALIGN * ALIGN),
+                    Err(Errno::INTR) => {}
+                    Err(Errno::INVAL | Errno::OPNOTSUPP) => {
+                        self.refused = true;
+                        return Ok(done + written);
+                    }
+                    Err(e) => return Err(e.into()),
+                }
+            }
+            done += step;
+        }
+        Ok(done)
+    }
+}
+
+/// A place in a list of pieces.
+struct Gather<'a> {
+    pieces: &'a [&'a [u8]],
+    piece: usize,
+    at: usize,
+}
+
+impl Gather<'_> {
+    /// What is left of the piece it stands in, at most `max` bytes of it; goes on behind that.
+    fn next(&mut self, max: usize) -> &[u8] {
+        while self.piece < self.pieces.len() && self.at == self.pieces[self.piece].len() {
+            (self.piece, self.at) = (self.piece + 1, 0);
+        }
+        let Some(piece) = self.pieces.get(self.piece) else { return &[] };
+        let n = max.min(piece.len() - self.at);
+        self.at += n;
+        &piece[self.at - n..self.at]
+    }
+    fn skip(&mut self, mut n: usize) {
+        while n > 0 {
+            n -= self.next(n).len();
+        }
+    }
+    fn fill(&mut self, mut into: &mut [u8]) {
+        while !into.is_empty() {
+            let piece = self.next(into.len());
+            let (here, rest) = into.split_at_mut(piece.len());
+            here.copy_from_slice(piece);
+            into = rest;
+        }
+    }
 }
 
 impl RealDisk {
@@ -41,7 +154,11 @@ impl RealDisk {
         if !dir.metadata()?.is_dir() {
             return Err(io::Error::new(io::ErrorKind::NotADirectory, path.display().to_string()));
         }
-        Ok(Self { path: path.to_path_buf(), dir, lock: Mutex::new(None) })
+        Ok(Self { path: path.to_path_buf(), dir, lock: Mutex::new(None), direct: Arc::default() })
+    }
+
+    fn file(&self, name: &str, file: File) -> Arc<dyn DiskFile> {
+        Arc::new(RealFile { file, path: self.path.join(name), direct: Arc::clone(&self.direct) })
     }
 
     /// Where it is.
@@ -110,11 +227,11 @@ impl Disk for RealDisk {
             }
             other => other?,
         };
-        Ok(Arc::new(RealFile(file)))
+        Ok(self.file(name, file))
     }
 
     fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
-        Ok(Arc::new(RealFile(options().create_new(true).open(self.path.join(name))?)))
+        Ok(self.file(name, options().create_new(true).open(self.path.join(name))?))
     }
 
     fn replace(&self, name: &str, content: &[u8]) -> io::Result<()> {
@@ -146,36 +263,22 @@ impl Disk for RealDisk {
     }
 }
 
-struct RealFile(File);
+struct RealFile {
+    file: File,
+    path: PathBuf,
+    direct: Arc<Mutex<Direct>>,
+}
 
-impl DiskFile for RealFile {
-    fn read_at(&self, into: &mut [u8], offset: u64) -> io::Result<usize> {
-        let mut done = 0;
-        while done < into.len() {
-            match self.0.read_at(&mut into[done..], offset + done as u64) {
-                Ok(0) => break,
-                Ok(n) => done += n,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(e),
-            }
-        }
-        Ok(done)
-    }
-
-    fn read_at_once(&self, into: &mut [u8], offset: u64) -> bool {
-        let mut slices = [IoSliceMut::new(into)];
-        let got = rustix::io::preadv2(&self.0, &mut slices, offset, ReadWriteFlags::NOWAIT);
-        got == Ok(into.len())
-    }
-
-    fn write_at(&self, pieces: &[&[u8]], offset: u64) -> io::Result<()> {
+impl RealFile {
+    /// Writes `pieces` one behind the other, through the page cache.
+    fn write_cached(&self, pieces: &[&[u8]], offset: u64) -> io::Result<()> {
         let mut at = offset;
         for chunk in pieces.chunks(PIECES_MAX) {
             let mut slices: Vec<IoSlice<'_>> = chunk.iter().map(|p| IoSlice::new(p)).collect();
             let mut rest: &mut [IoSlice<'_>] = &mut slices;
             let mut left: usize = chunk.iter().map(|p| p.len()).sum();
             while left > 0 {
-                match rustix::io::pwritev(&self.0, rest, at) {
+                match rustix::io::pwritev(&self.file, rest, at) {
                     Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                     Ok(n) => {
                         at += n as u64;
@@ -190,14 +293,68 @@ impl DiskFile for RealFile {
         Ok(())
     }
 
+    /// Writes the bytes `from..to` of `pieces`, of which the first stands at `offset`.
+    fn write_part(&self, pieces: &[&[u8]], from: usize, to: usize, offset: u64) -> io::Result<()> {
+        let mut gather = Gather { pieces, piece: 0, at: 0 };
+        gather.skip(from);
+        let mut at = from;
+        while at < to {
+            let piece = gather.next(to - at);
+            self.write_cached(&[piece], offset + at as u64)?;
+            at += piece.len();
+        }
+        Ok(())
+    }
+}
+
+impl DiskFile for RealFile {
+    fn read_at(&self, into: &mut [u8], offset: u64) -> io::Result<usize> {
+        let mut done = 0;
+        while done < into.len() {
+            match self.file.read_at(&mut into[done..], offset + done as u64) {
+                Ok(0) => break,
+                Ok(n) => done += n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(done)
+    }
+
+    fn read_at_once(&self, into: &mut [u8], offset: u64) -> bool {
+        let mut slices = [IoSliceMut::new(into)];
+        let got = rustix::io::preadv2(&self.file, &mut slices, offset, ReadWriteFlags::NOWAIT);
+        got == Ok(into.len())
+    }
+
+    fn write_at(&self, pieces: &[&[u8]], offset: u64) -> io::Result<()> {
+        let len: usize = pieces.iter().map(|p| p.len()).sum();
+        if len < DIRECT_MIN {
+            return self.write_cached(pieces, offset);
+        }
+        let mut direct = self.direct.lock();
+        if direct.refused {
+            drop(direct);
+            return self.write_cached(pieces, offset);
+        }
+        // The pages at both ends are shared with what stands before and what comes behind.
+        let head = offset.next_multiple_of(ALIGN as u64) - offset;
+        let from = usize::try_from(head).unwrap_or_default();
+        let whole = (len - from) / ALIGN * ALIGN;
+        let done = direct.write(&self.path, pieces, from, whole, offset + head)?;
+        drop(direct);
+        self.write_part(pieces, 0, from, offset)?;
+        self.write_part(pieces, from + done, len, offset)
+    }
+
     fn sync_data(&self) -> io::Result<()> {
-        self.0.sync_data()
+        self.file.sync_data()
     }
 
     fn allocate(&self, len: u64) -> io::Result<()> {
         use rustix::io::Errno;
         let before = self.len()?;
-        match rustix::fs::fallocate(&self.0, FallocateFlags::empty(), 0, len) {
+        match rustix::fs::fallocate(&self.file, FallocateFlags::empty(), 0, len) {
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
             Err(e @ (Errno::NOSPC | Errno::DQUOT)) => {
                 // ext4 keeps what it could reserve until then, and that is all there was.
@@ -209,10 +366,10 @@ impl DiskFile for RealFile {
     }
 
     fn truncate(&self, len: u64) -> io::Result<()> {
-        self.0.set_len(len)
+        self.file.set_len(len)
     }
 
     fn len(&self) -> io::Result<u64> {
-        Ok(self.0.metadata()?.len())
+        Ok(self.file.metadata()?.len())
     }
 }

@@ -8,7 +8,7 @@ use super::chain::Place;
 use super::entry::{Kind, Row, Snapshot, decode_rows, encode_rows};
 use super::index::Slot;
 use super::log::NewEntry;
-use super::segment::{Item, Scan, payload_of, scan, segment_name, sidecar_name};
+use super::segment::{Item, Scan, payload_of, scan, scan_tables, segment_name, sidecar_name};
 use super::sidecar::{SidePart, SideRow, Sidecar};
 use super::{Engine, failed};
 use crate::disk::{Disk, read_file};
@@ -80,9 +80,16 @@ impl Engine {
         let Some(file) = self.files.read().get(&number).cloned() else { return Ok(()) };
         let io = |e: std::io::Error| failed(format!("{}: {e}", segment_name(number)));
         let len = file.len.load(Ordering::Relaxed);
-        let bytes =
-            Bytes::from(read_file(&*self.disk, &segment_name(number), SEGMENT_MAX).map_err(io)?);
-        let s = scan(&bytes, self.owner.store, number, Some(len), false, 0);
+        let tables = scan_tables(&*file.file, len, self.owner.store, number).map_err(io)?;
+        let (bytes, s) = match tables {
+            Some(tables) => tables,
+            None => {
+                let all = read_file(&*self.disk, &segment_name(number), SEGMENT_MAX).map_err(io)?;
+                let bytes = Bytes::from(all);
+                let s = scan(&bytes, self.owner.store, number, Some(len), false, 0);
+                (bytes, s)
+            }
+        };
         let mut rows = self.rows_of(&s, &bytes, number);
         if s.items.iter().any(|i| matches!(i, Item::Gap { .. })) {
             // The index knows what was current in the damaged stretch.

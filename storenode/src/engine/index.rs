@@ -7,7 +7,7 @@ use super::chain::Place;
 use crate::wire::{BUCKETS, BucketHash, Digest, Version, bucket_of, set_hash_term};
 use std::borrow::Borrow;
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 const INLINE_MAX: usize = 22;
 const TOMBSTONE: u32 = u32::MAX;
@@ -112,7 +112,7 @@ pub(crate) struct Index {
     map: BTreeMap<SmallKey, Slot>,
     buckets: Vec<BucketHash>,
     /// Tombstones by version, so that the floor finds its own.
-    graveyard: BTreeMap<Version, Vec<SmallKey>>,
+    graveyard: BTreeSet<(Version, SmallKey)>,
     tombstones: u64,
     live_bytes: u64,
     /// Bytes of the log that are current, per segment.
@@ -199,7 +199,7 @@ impl Index {
             self.live_bytes += slot.weight(key) - ROW_BYTES;
         } else {
             self.tombstones += 1;
-            self.graveyard.entry(version).or_default().push(SmallKey::from(key));
+            self.graveyard.insert((version, SmallKey::from(key)));
         }
         *self.per_segment.entry(slot.segment).or_default() += slot.weight(key);
     }
@@ -213,33 +213,20 @@ impl Index {
             self.live_bytes -= slot.weight(key) - ROW_BYTES;
         } else {
             self.tombstones -= 1;
-            if let Some(keys) = self.graveyard.get_mut(&version) {
-                if let Some(i) = keys.iter().position(|k| k.bytes() == key) {
-                    keys.swap_remove(i);
-                }
-                if keys.is_empty() {
-                    self.graveyard.remove(&version);
-                }
-            }
+            self.graveyard.remove(&(version, SmallKey::from(key)));
         }
         if let Some(n) = self.per_segment.get_mut(&slot.segment) {
             *n = n.saturating_sub(slot.weight(key));
         }
     }
 
-    /// Drops tombstones at or below the floor, whole groups of them, until `limit` is reached.
+    /// Drops at most `limit` tombstones at or below the floor; answers how many.
     pub(crate) fn bury(&mut self, floor: Version, limit: usize) -> usize {
         let mut done = 0;
-        while done < limit {
-            let Some(first) = self.graveyard.first_entry() else { break };
-            if *first.key() > floor {
-                break;
-            }
-            let keys = first.remove();
-            done += keys.len();
-            for key in keys {
-                self.remove(key.bytes());
-            }
+        while done < limit && self.graveyard.first().is_some_and(|(v, _)| *v <= floor) {
+            let Some((_, key)) = self.graveyard.pop_first() else { break };
+            self.remove(key.bytes());
+            done += 1;
         }
         done
     }

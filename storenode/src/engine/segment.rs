@@ -4,13 +4,17 @@
 use super::entry::{
     HEADER_LEN, Header, Kind, MAGIC, entry_len, part_table_len, seed, u16_at, u32_at,
 };
+use crate::disk::DiskFile;
 use crate::part;
 use crate::wire::{BankId, StoreId, VolumeId};
 use bytes::Bytes;
+use std::io;
 
 /// Length of a segment's head; the first entry stands behind it.
 pub(crate) const SEGMENT_HEAD_LEN: u64 = 64;
 const SEGMENT_MAGIC: [u8; 4] = *b"TSG1";
+/// Read at once by [`scan_tables`], bytes.
+const TABLES_STEP: u64 = 64 << 10;
 /// Layout of segments, sidecars and the state file.
 pub(crate) const LOG_FORMAT: u16 = 1;
 
@@ -167,6 +171,53 @@ pub(crate) fn scan(
     s
 }
 
+/// [`scan`] of a sealed segment of `len` bytes that reads only heads and tables; values are left out of
+/// the bytes it answers (zeros), and `full` is what it does not know. `None` when anything in there is
+/// not a whole entry: then only all of it can tell what is damaged.
+///
+/// # Errors
+/// When the file cannot be read.
+pub(crate) fn scan_tables(
+    file: &dyn DiskFile,
+    len: u64,
+    store: StoreId,
+    number: u32,
+) -> io::Result<Option<(Bytes, Scan)>> {
+    let seed = seed(store, number);
+    // Memory that is never touched costs nothing.
+    let mut bytes = vec![0; len as usize];
+    let mut s = Scan { synced: len, end: SEGMENT_HEAD_LEN, ..Scan::default() };
+    let mut read_through = 0;
+    let mut load = |bytes: &mut [u8], from: u64, to: u64| -> io::Result<bool> {
+        let from = from.max(read_through);
+        if from < to {
+            let ahead = to.max(from + TABLES_STEP).min(len);
+            let into = &mut bytes[from as usize..ahead as usize];
+            read_through = from + file.read_at(into, from)? as u64;
+        }
+        Ok(read_through >= to)
+    };
+    while s.end < len {
+        let (offset, payload) = (s.end, s.end + HEADER_LEN as u64);
+        if payload > len || !load(&mut bytes, offset, payload)? {
+            return Ok(None);
+        }
+        let header = Header::decode(&bytes[offset as usize..], seed, offset);
+        let Some(header) = header.filter(|h| h.ordinal > s.ordinal) else { return Ok(None) };
+        let checked = payload + u64::from(header.checked);
+        s.end = offset + entry_len(header.len as usize);
+        if s.end > len || checked > s.end || !load(&mut bytes, payload, checked)? {
+            return Ok(None);
+        }
+        if crc32c::crc32c(&bytes[payload as usize..checked as usize]) != header.checked_crc {
+            return Ok(None);
+        }
+        s.ordinal = header.ordinal;
+        s.items.push(Item::Entry { offset, header, full: true });
+    }
+    Ok(Some((Bytes::from(bytes), s)))
+}
+
 /// Checksum of a whole payload as the header has it.
 fn full_crc(kind: Kind, payload: &[u8]) -> Option<u32> {
     if kind != Kind::Part {
@@ -295,6 +346,38 @@ mod tests {
         assert_eq!(s.end, at[2]);
         let all: Vec<u8> = good.iter().copied().chain([0; 4096]).collect();
         assert_eq!(run(&all), (vec![true; 3], at[3]), "zeros behind the end are no entries");
+    }
+
+    /// Values that nobody reads do not matter to it; anything else sends the caller to the whole segment.
+    #[test]
+    fn tables_alone_say_the_same_and_nothing_once_a_byte_of_them_is_wrong() {
+        let disk = crate::disk::MemoryDisk::default();
+        let (good, at) = build(&[0; 6]);
+        let len = *at.last().unwrap();
+        let tables = |name: &str, b: &[u8]| {
+            let file = crate::disk::Disk::create(&disk, name).unwrap();
+            file.write_at(&[b], 0).unwrap();
+            scan_tables(&*file, len, STORE, 9)
+                .unwrap()
+                .map(|(bytes, s)| (bytes, s.items, s.ordinal))
+        };
+        let whole = scan(&Bytes::copy_from_slice(&good), STORE, 9, Some(len), false, 0);
+        let (bytes, items, ordinal) = tables("good", &good).unwrap();
+        assert_eq!((items, ordinal), (whole.items, whole.ordinal));
+        assert_eq!(bytes[64..], good[64..]);
+        let padding = |byte: usize| {
+            at.windows(2)
+                .enumerate()
+                .any(|(i, w)| (w[0] as usize + 84 + i..w[1] as usize).contains(&byte))
+        };
+        for byte in 64..good.len() {
+            let mut bad = good.clone();
+            bad[byte] ^= 4;
+            assert!(tables(&format!("flip{byte}"), &bad).is_none() != padding(byte), "byte {byte}");
+        }
+        for cut in [65, 127, 128, good.len() - 9] {
+            assert!(tables(&format!("cut{cut}"), &good[..cut]).is_none(), "cut at {cut}");
+        }
     }
 
     #[test]
