@@ -46,7 +46,7 @@ fn versions(weather: Weather, driver: &str, root_type: &str) {
         page localhost:8081 v2; $D commit one site:v2 >/dev/null");
     lab.turn();
     sh(&lab, "serve two site:v2 8082; serve old site:v1 8083; page localhost:8082 v2; page localhost:8083 v1
-        mkdir $W/b; printf 'FROM site:v2\\nRUN echo v3 >/www/index.html && chown -R 1000 /www\\nUSER 1000\\n' >$W/b/Dockerfile
+        sleep 1; mkdir $W/b; printf 'FROM site:v2\\nRUN echo v3 >/www/index.html && chown -R 1000 /www\\nUSER 1000\\n' >$W/b/Dockerfile
         $D build -q --network host -t site:v3 $W/b >/dev/null
         [ \"$($D run --rm --network none site:v3 /bin/sh -c 'cat /www/index.html; [ ! -e /bin/rm ] && [ ! -e /opt ] && [ -e /old/file ] && [ -u /bin/privileged ] && id -u')\" = \"$(printf 'v3\\n1000')\" ]");
     lab.turn();

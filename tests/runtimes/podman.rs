@@ -51,7 +51,7 @@ fn versions(weather: Weather, driver: &str, root_type: &str) {
         [ $(wc -l <$M/shared/log) = 180 ]
         for c in two old; do $P exec $c /bin/sh -c 'set -C; echo '$c' >/data/lock' 2>/dev/null && echo won >>$W/won & done; wait; [ $(wc -l <$W/won) = 1 ]");
     lab.turn();
-    sh(&lab, "mkdir $W/b; printf 'FROM site:v2\\nRUN echo v3 >/www/index.html && chown -R 1000 /www\\nUSER 1000\\n' >$W/b/Dockerfile
+    sh(&lab, "sleep 1; mkdir $W/b; printf 'FROM site:v2\\nRUN echo v3 >/www/index.html && chown -R 1000 /www\\nUSER 1000\\n' >$W/b/Dockerfile
         $P build -q $LIMITS --network host --isolation chroot -t site:v3 $W/b >/dev/null
         [ \"$(once site:v3 /bin/sh -c 'cat /www/index.html; id -u; echo by-user >/www/mine && cat /www/mine; echo shared >/data/by-user')\" = \"$(printf 'v3\\n1000\\nby-user')\" ]
         stat -c %u $M/shared/by-user | grep -qx 1000");

@@ -28,13 +28,16 @@ pub(crate) fn debian() -> PathBuf {
 }
 
 /// Shell function `small_root DIR`: busybox, a user, and a page that says `v1`. Two megabytes.
+///
+/// The page is an hour old: where podman and docker find changes by comparing trees (`vfs`), a file of
+/// the same size is unchanged to them if its time is in the same second as one that a tar brought.
 pub(crate) const SMALL_ROOT: &str = r#"
 small_root() {
     mkdir -p "$1"/bin "$1"/etc "$1"/www "$1"/opt "$1"/proc "$1"/sys "$1"/dev "$1"/data; mkdir -m 1777 "$1"/tmp
     cp "$(command -v busybox)" "$1"/bin/busybox
     for name in sh ls cat echo httpd sleep rm mkdir id grep sed touch mv chown chmod stat; do ln -s busybox "$1"/bin/$name; done
     cp /bin/busybox "$1"/bin/privileged; chown 0:42 "$1"/bin/privileged; chmod 6755 "$1"/bin/privileged
-    echo kept >"$1"/opt/file; echo v1 >"$1"/www/index.html
+    echo kept >"$1"/opt/file; echo v1 >"$1"/www/index.html; touch -d '1 hour ago' "$1"/www/index.html
     printf 'root:x:0:0::/:/bin/sh\nuser:x:1000:1000::/:/bin/sh\n' >"$1"/etc/passwd
 }
 "#;
