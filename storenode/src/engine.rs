@@ -71,6 +71,8 @@ pub(crate) struct SegmentFile {
     pub(crate) damaged: AtomicBool,
     /// Choices for which compaction leaves it alone, since a value in it could not be read.
     pub(crate) resting: AtomicU32,
+    /// Choices that passed over it because no later head says yet what was applied from it.
+    pub(crate) waited: AtomicU32,
     /// Length of its head with the first entry.
     pub(crate) head_len: AtomicU64,
     /// Bytes of tombstones in it that must outlive older segments.
@@ -87,6 +89,7 @@ impl SegmentFile {
             sidecar: AtomicBool::new(false),
             damaged: AtomicBool::new(false),
             resting: AtomicU32::new(0),
+            waited: AtomicU32::new(0),
             head_len: AtomicU64::new(0),
             held: AtomicU64::new(0),
             bases: Mutex::default(),

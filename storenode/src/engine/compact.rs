@@ -23,10 +23,12 @@ const LIVE_PERCENT: u64 = 50;
 const SMALL_SEGMENTS: usize = 8;
 /// Tombstones buried under one hold of the index.
 const BURY_STEP: usize = 4096;
-/// Bytes moved under one hold of the writer lock.
-const MOVE_STEP: usize = 2 << 20;
-/// Choices that pass over a segment of which a value could not be read; some 100 ms each when idle.
+/// Bytes moved under one hold of the writer lock: appends wait so long.
+const MOVE_STEP: usize = 512 << 10;
+/// Choices that pass over a segment of which a value could not be read; about a second each when idle.
 const REST: u32 = 100;
+/// Choices that pass over a segment while its end would also end the one that is written to.
+const WAIT: u32 = 10;
 /// Longest segment that is read whole, bytes.
 pub(super) const SEGMENT_MAX: u64 = 2 << 30;
 
@@ -208,9 +210,17 @@ impl Engine {
     }
 
     /// The next segment to compact: the one with the smallest current share, or small ones.
+    ///
+    /// A segment can go only when a later head says what was applied from it, which for the one sealed
+    /// last none does yet. Writing that head for its sake would seal the next one early, which would be
+    /// next: under small syncs of few blocks every second one, for ever. So it waits for the log to go on
+    /// by itself, for a while, unless there is little room.
     fn candidate(&self) -> Option<u32> {
         let n = |a: &std::sync::atomic::AtomicU64| a.load(Ordering::Relaxed);
         let mut sealed = Vec::new();
+        let head_base = self.core.lock().head_base;
+        let (capacity, free, _) = self.room();
+        let roomy = free > 2 * self.reserve(capacity);
         {
             let files = self.files.read();
             // The last one's head is the state's only home.
@@ -220,11 +230,17 @@ impl Engine {
                 if f.resting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, rests).is_ok() {
                     continue;
                 }
+                let early = f.bases.lock().1 > head_base && f.waited.load(Ordering::Relaxed) < WAIT;
+                let damaged = f.damaged.load(Ordering::Relaxed);
+                if early && roomy && !damaged && f.sidecar.load(Ordering::Relaxed) {
+                    f.waited.fetch_add(1, Ordering::Relaxed);
+                    continue;
+                }
                 if Some(*number) != last && f.sidecar.load(Ordering::Relaxed) {
                     // Nothing older: its tombstones hide nothing.
                     let held = if i == 0 { 0 } else { n(&f.held) };
                     let payload = n(&f.len).saturating_sub(n(&f.head_len));
-                    sealed.push((*number, payload, held, f.damaged.load(Ordering::Relaxed)));
+                    sealed.push((*number, payload, held, damaged));
                 }
             }
         }

@@ -216,10 +216,13 @@ impl Node {
         self.service.tick(Duration::from_millis(50));
         self.service.tick(Duration::from_millis(100));
     }
+    /// A quarter of a minute without requests: all background work that is due, and what waits a
+    /// while for the log to go on.
     pub fn maintain(&self) {
-        let mut files = Vec::new();
+        let (mut files, mut idle) = (Vec::new(), 0);
         for _ in 0..2000 {
-            if !self.service.maintain() {
+            idle = if self.service.maintain() { 0 } else { idle + 1 };
+            if idle == 15 {
                 return;
             }
             let len = |f: &String| (f.clone(), self.disk.content(f).map_or(0, |c| c.len()));
