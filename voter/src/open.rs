@@ -659,7 +659,9 @@ impl Opener {
             started: Instant::now(),
             board: Board::default(),
             copy_pace: Mutex::new(Pace::new(rate, rate / 4, Duration::ZERO)),
-            turn: AtomicUsize::new(0),
+            // Each mount begins with another bank: mounts that leave after a few reads would otherwise all
+            // take (and look behind) the same copies, and damage on the others would stay.
+            turn: AtomicUsize::new(usize::try_from(self.epoch).unwrap_or_default()),
             observing: false,
         };
         (shared, Orders { to_repair, to_check })
