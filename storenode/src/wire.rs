@@ -755,6 +755,20 @@ pub enum Reply {
     Done,
 }
 
+/// Free bytes beside which no write of ours is too large: whoever is refused there is not refused by the
+/// filesystem's own count.
+const ROOM_FOR_ANY_WRITE: u64 = 256 << 20;
+
+fn disk_full(free_bytes: u64) -> String {
+    if free_bytes < ROOM_FOR_ANY_WRITE {
+        return format!("disk full: {free_bytes} bytes free");
+    }
+    format!(
+        "disk full: it takes no more, though its filesystem counts {free_bytes} bytes free; look at the thin \
+         pool below it, or at a quota"
+    )
+}
+
 /// Refusals. Each says what the caller can do.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error, Encode, Decode)]
 pub enum NodeError {
@@ -814,7 +828,7 @@ pub enum NodeError {
         what: String,
     },
     /// Not enough space.
-    #[error("disk full: {free_bytes} bytes free")]
+    #[error("{}", disk_full(*free_bytes))]
     Full {
         /// Left.
         free_bytes: u64,

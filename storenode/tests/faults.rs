@@ -449,3 +449,13 @@ fn compaction_does_not_cut_segments_short() {
     assert!(n.service.metrics().segments_compacted > compacted, "{compacted}");
     assert_eq!(n.scan().len(), 4 + 600 / 40);
 }
+
+/// A thin pool below the filesystem is exhausted: the count of free space says nothing of it, so the
+/// refusal must.
+#[test]
+fn a_disk_that_takes_no_more_although_it_counts_free_space_is_told_from_a_full_one() {
+    let said = |free_bytes| NodeError::Full { free_bytes }.to_string();
+    assert_eq!(said(4_096), "disk full: 4096 bytes free");
+    let thin = said(361_036_152);
+    assert!(thin.contains("361036152 bytes free") && thin.contains("thin pool"), "{thin}");
+}
