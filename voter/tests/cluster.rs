@@ -118,10 +118,14 @@ impl World {
         BankId::ALL.into_iter().for_each(f);
     }
 
-    /// Live records of one node, read as an observer: version and digest by key.
-    fn content(&self, bank: BankId, shard: u16) -> BTreeMap<Key, (String, String)> {
-        let node = &self.nodes[bank][shard as usize];
-        let service = node.service().expect("running");
+    /// Asks one node as an observer does, at what it knows to be committed.
+    fn ask(
+        &self,
+        bank: BankId,
+        shard: u16,
+        request: impl FnOnce(Version) -> Request,
+    ) -> (Reply, Vec<Bytes>) {
+        let service = self.nodes[bank][shard as usize].service().expect("running");
         let status = service.status();
         let envelope = Envelope {
             format: WIRE_FORMAT,
@@ -130,17 +134,21 @@ impl World {
             epoch: 0,
             nonce: 0,
         };
+        service.handle(envelope, request(status.watermark), Bytes::new()).expect("an answer")
+    }
+
+    /// Live records of one node: version and digest by key.
+    fn content(&self, bank: BankId, shard: u16) -> BTreeMap<Key, (String, String)> {
         let mut out = BTreeMap::new();
         let mut start = Vec::new();
         loop {
-            let request = Request::Scan {
+            let (reply, _) = self.ask(bank, shard, |through| Request::Scan {
                 start: start.clone(),
                 end: vec![],
                 limit: 1_000,
                 values: false,
-                through: status.watermark,
-            };
-            let (reply, _) = service.handle(envelope, request, Bytes::new()).expect("scan");
+                through,
+            });
             let Reply::Records { records, next, .. } = reply else { panic!("{reply:?}") };
             for r in records {
                 out.insert(r.key, (r.version.to_string(), r.digest.to_string()));
@@ -157,18 +165,8 @@ impl World {
 
     /// The bytes of a record as one node sends them; nothing of one that is damaged.
     fn sent(&self, bank: BankId, key: &Key) -> Vec<u8> {
-        let shard = shard_of(key);
-        let service = self.nodes[bank][shard as usize].service().expect("running");
-        let status = service.status();
-        let envelope = Envelope {
-            format: WIRE_FORMAT,
-            volume: status.volume.expect("a volume"),
-            store: status.store,
-            epoch: 0,
-            nonce: 0,
-        };
-        let request = Request::Read { keys: vec![key.clone()], through: status.watermark };
-        service.handle(envelope, request, Bytes::new()).expect("read").1.concat()
+        let read = |through| Request::Read { keys: vec![key.clone()], through };
+        self.ask(bank, shard_of(key), read).1.concat()
     }
 
     /// Waits until all three banks hold the same.
