@@ -175,6 +175,8 @@ pub(crate) struct Engine {
     core: Mutex<Core>,
     index: RwLock<Index>,
     files: RwLock<BTreeMap<u32, Arc<SegmentFile>>>,
+    /// Held through a step of background work, before any other lock.
+    compacting: Mutex<compact::Compacting>,
     /// Bytes of the segment that is written to: used, reserved beside.
     tail_used: AtomicU64,
     tail_unused: AtomicU64,

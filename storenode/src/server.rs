@@ -54,6 +54,9 @@ const REQUEST_LEN_MAX: usize = FRAME_PREFIX_LEN + HEAD_LEN_MAX + BULK_LEN_MAX;
 
 /// Longest request that is looked at before it goes to a blocking thread, bytes.
 const AT_ONCE_LEN_MAX: usize = 64 << 10;
+/// Background work rests this many times as long as its last step took, and at most so long.
+const REST_STEPS: u32 = 4;
+const REST_MAX: Duration = Duration::from_millis(250);
 
 /// What the server needs of a store. All calls but [`Node::handle_at_once`] block and may wait for the disk.
 pub trait Node: Send + Sync + 'static {
@@ -80,9 +83,13 @@ pub trait Node: Send + Sync + 'static {
     fn reply_delay(&self) -> Duration;
     /// Called every [`ServerLimits::tick`] with the time since the start: short work only.
     fn tick(&self, now: Duration);
-    /// Called every [`ServerLimits::maintain`], and again at once while it answers true: work
+    /// Called every [`ServerLimits::maintain`], and again soon while it answers true: work
     /// that may take a while, in bounded steps.
     fn maintain(&self) -> bool;
+    /// Its steps are to follow each other at once; else most of the time is left to requests.
+    fn hurry(&self) -> bool {
+        false
+    }
     /// Own counters in the Prometheus text format.
     fn metrics(&self) -> String;
 }
@@ -111,6 +118,9 @@ impl Node for Service {
     }
     fn maintain(&self) -> bool {
         Service::maintain(self)
+    }
+    fn hurry(&self) -> bool {
+        Service::hurry(self)
     }
     fn metrics(&self) -> String {
         store_metrics(&Service::metrics(self), &self.status())
@@ -323,8 +333,22 @@ async fn maintain_loop<N: Node>(shared: Arc<Shared<N>>, mut stopped: watch::Rece
             () = sleep(shared.limits.maintain) => {}
             () = until(&mut stopped) => return,
         }
-        while !*stopped.borrow() && background(&shared, N::maintain).await.unwrap_or(false) {}
+        loop {
+            let began = Instant::now();
+            let step = |node: &N| node.maintain().then(|| node.hurry());
+            let Some(Some(hurry)) = background(&shared, step).await else { break };
+            tokio::select! {
+                () = sleep(pause_after(began.elapsed(), hurry)) => {}
+                () = until(&mut stopped) => return,
+            }
+        }
     }
+}
+
+/// How long background work rests after a step: whoever waits for the disk meets it in one of a few
+/// syncs, not in each of a long row.
+fn pause_after(step: Duration, hurry: bool) -> Duration {
+    if hurry { Duration::ZERO } else { (step * REST_STEPS).min(REST_MAX) }
 }
 
 /// Runs background work of the node; a panic in it is logged, and it is tried again next time.

@@ -557,7 +557,7 @@ impl Service {
     }
 
     /// The owner calls this about once a second from a thread of its own, again at once while it
-    /// answers true: sidecars, compaction. Each call is bounded to about one segment.
+    /// answers true: sidecars, compaction. Each call reads at most one segment and moves half a MiB.
     pub fn maintain(&self) -> bool {
         self.save_again();
         if self.identity.lock().failed.is_some() {
@@ -567,6 +567,13 @@ impl Service {
             tracing::warn!(error = %e, "background work");
             false
         })
+    }
+
+    /// Is there so little room, or so much in the log that nobody needs, that what [`Service::maintain`]
+    /// does should not wait between its steps?
+    #[must_use]
+    pub fn hurry(&self) -> bool {
+        self.engine().hurry()
     }
 
     /// Clean shutdown: everything durable, sidecars written. Later calls are refused.

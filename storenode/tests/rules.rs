@@ -655,3 +655,67 @@ fn a_bad_last_entry_is_torn_until_the_mark_and_damaged_after_it() {
         assert_eq!(s.damaged_through.is_some(), idle, "trap 5");
     }
 }
+
+/// Whoever waits for the disk meets a step of a compaction, not all of it; writes, deletes and power cuts
+/// between two steps change nothing of what is there.
+#[test]
+fn compaction_moves_a_little_at_a_time_whatever_happens_in_between() {
+    const VALUE: usize = 64 << 10;
+    const STEP_MAX: u64 = (512 << 10) + VALUE as u64 + 4096;
+    let moved = |n: &Node| n.service.metrics().compaction_bytes_written;
+    let gone = |n: &Node| n.service.metrics().segments_compacted;
+    let mut steps_seen = 0;
+    for cut_after in 0..8 {
+        let mut n = Node::new(8 << 20);
+        let mut expected = std::collections::BTreeMap::new();
+        let mut seq = 0;
+        let mut write = |n: &Node, key: u64, value: Option<u8>| {
+            seq += 1;
+            let key = format!("k{key}").into_bytes();
+            let value = value.map(|b| bytes::Bytes::from(vec![b; VALUE]));
+            n.write(seq, &vec![(key.clone(), value.clone())]).unwrap();
+            n.commit(v(1, seq));
+            match value {
+                Some(value) => expected.insert(key, (v(1, seq), value)),
+                None => expected.remove(&key),
+            };
+        };
+        // A third of the first segment stays current; two more begin behind it.
+        for key in 0..120 {
+            write(&n, key, Some(key as u8));
+        }
+        for key in (0..80).chain(0..80).chain(0..80) {
+            write(&n, key, Some(100));
+        }
+        n.tick();
+        // The first call that moves something and leaves more to be moved.
+        let mut calls = 0;
+        loop {
+            let before = (moved(&n), gone(&n));
+            n.service.maintain();
+            assert!(moved(&n) - before.0 <= STEP_MAX, "{} bytes in one step", moved(&n) - before.0);
+            if moved(&n) > before.0 && gone(&n) == before.1 {
+                break;
+            }
+            calls += 1;
+            assert!(calls < 100, "never interrupted");
+        }
+        // One that is moved, one that is not yet.
+        write(&n, 81, Some(200));
+        write(&n, 119, None);
+        write(&n, 118, Some(201));
+        for _ in 0..cut_after {
+            let before = (moved(&n), gone(&n));
+            n.service.maintain();
+            assert!(moved(&n) - before.0 <= STEP_MAX, "{} bytes in one step", moved(&n) - before.0);
+            steps_seen += u32::from(moved(&n) > before.0 && gone(&n) == before.1);
+        }
+        n = n.crash();
+        n.take(2);
+        n.commit(v(1, seq));
+        n.maintain();
+        let found = n.scan().into_iter().map(|(key, version, value)| (key, (version, value)));
+        assert!(found.eq(expected), "cut after {cut_after} more steps");
+    }
+    assert!(steps_seen > 3, "it was interrupted between steps");
+}

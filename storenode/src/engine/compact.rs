@@ -10,12 +10,14 @@ use super::index::Slot;
 use super::log::NewEntry;
 use super::segment::{Item, Scan, payload_of, scan, scan_tables, segment_name, sidecar_name};
 use super::sidecar::{SidePart, SideRow, Sidecar};
-use super::{Engine, failed};
+use super::{Engine, SegmentFile, failed};
 use crate::disk::{Disk, read_file};
 use crate::part::{self, PartHead};
 use crate::wire::{NodeError, Version};
 use bytes::Bytes;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 /// A segment is compacted when at most so many percent of it are current.
 const LIVE_PERCENT: u64 = 50;
@@ -23,8 +25,11 @@ const LIVE_PERCENT: u64 = 50;
 const SMALL_SEGMENTS: usize = 8;
 /// Tombstones buried under one hold of the index.
 const BURY_STEP: usize = 4096;
-/// Bytes moved under one hold of the writer lock: appends wait so long.
+/// Bytes moved in one step, under one hold of the writer lock: appends wait so long, and the next sync
+/// takes them to the disk.
 const MOVE_STEP: usize = 512 << 10;
+/// Bytes of a removed segment given back in one step.
+const FREE_STEP: u64 = 1 << 20;
 /// Choices that pass over a segment of which a value could not be read; about a second each when idle.
 const REST: u32 = 100;
 /// Choices that pass over a segment while its end would also end the one that is written to.
@@ -32,11 +37,34 @@ const WAIT: u32 = 10;
 /// Longest segment that is read whole, bytes.
 pub(super) const SEGMENT_MAX: u64 = 2 << 30;
 
+/// What background work has begun. A crash leaves what was moved twice, which is the same record.
+#[derive(Default)]
+pub(super) struct Compacting {
+    moving: Option<Moving>,
+    /// It has no name any more; its space is given back step by step.
+    removed: Option<Arc<SegmentFile>>,
+}
+
+/// A segment that is being compacted.
+struct Moving {
+    number: u32,
+    /// Nothing older than it is left.
+    oldest: bool,
+    /// Not looked at yet.
+    rows: std::vec::IntoIter<SideRow>,
+    /// Values the disk did not give.
+    stuck: usize,
+}
+
 impl Engine {
     /// One bounded step of background work; true when there is more to do at once.
     pub(crate) fn maintain(&self) -> Result<bool, NodeError> {
         if self.failed().is_some() {
             return Ok(false);
+        }
+        let mut compacting = self.compacting.lock();
+        if self.free_step(&mut compacting.removed) {
+            return Ok(true);
         }
         let mut more = self.bury();
         self.mark()?;
@@ -44,11 +72,40 @@ impl Engine {
             self.make_sidecar(number, None)?;
             return Ok(true);
         }
-        if let Some(number) = self.candidate() {
-            self.compact(number)?;
+        // After an error it is chosen again, and begins again with what is still there.
+        let begun = match compacting.moving.take() {
+            Some(begun) => Some(begun),
+            None => self.candidate().map(|number| self.begin_compaction(number)).transpose()?,
+        };
+        if let Some(begun) = begun {
+            compacting.moving = self.compaction_step(begun, &mut compacting.removed)?;
             more = true;
         }
         Ok(more)
+    }
+
+    /// Gives back a little of the space of a removed segment; answers whether there was any. All at once
+    /// would keep the disk, and whoever waits for it, busy for tens of milliseconds.
+    fn free_step(&self, removed: &mut Option<Arc<SegmentFile>>) -> bool {
+        // Who still reads in it reads all of it.
+        let Some(segment) = removed.as_mut().and_then(Arc::get_mut) else { return false };
+        let left = segment.len.get_mut();
+        *left = left.saturating_sub(FREE_STEP);
+        let unread = Arc::strong_count(&segment.file) == 1;
+        // Where this fails the kernel does it, all at once.
+        if !unread || *left == 0 || segment.file.truncate(*left).is_err() {
+            *removed = None;
+        }
+        true
+    }
+
+    /// Background work should not wait for anybody: there is little room, or the log is much longer
+    /// than what is current in it.
+    pub(crate) fn hurry(&self) -> bool {
+        let (capacity, free, log) = self.room();
+        let roomy = free > 4 * self.reserve(capacity);
+        let long = 2 * self.index.read().live_bytes() + 8 * self.settings.segment_bytes;
+        !roomy || log > long
     }
 
     /// Drops tombstones at or below the floor from the index. Their entries stay in the log until
@@ -80,6 +137,7 @@ impl Engine {
     /// Writes the sidecar of a sealed segment.
     pub(super) fn make_sidecar(&self, number: u32, end: Option<Snapshot>) -> Result<(), NodeError> {
         let Some(file) = self.files.read().get(&number).cloned() else { return Ok(()) };
+        let began = Instant::now();
         let io = |e: std::io::Error| failed(format!("{}: {e}", segment_name(number)));
         let len = file.len.load(Ordering::Relaxed);
         let tables = scan_tables(&*file.file, len, self.owner.store, number).map_err(io)?;
@@ -92,7 +150,9 @@ impl Engine {
                 (bytes, s)
             }
         };
+        let scanned = began.elapsed();
         let mut rows = self.rows_of(&s, &bytes, number);
+        let listed = began.elapsed();
         if s.items.iter().any(|i| matches!(i, Item::Gap { .. })) {
             // The index knows what was current in the damaged stretch.
             file.damaged.store(true, Ordering::Relaxed);
@@ -126,6 +186,7 @@ impl Engine {
             }
         }
         file.sidecar.store(true, Ordering::Relaxed);
+        tracing::debug!(number, ?scanned, ?listed, took = ?began.elapsed(), "sidecar written");
         Ok(())
     }
 
@@ -266,8 +327,7 @@ impl Engine {
         best.map(|(_, number)| number).or(merge)
     }
 
-    /// Moves what is current out of a segment and removes it.
-    fn compact(&self, number: u32) -> Result<(), NodeError> {
+    fn begin_compaction(&self, number: u32) -> Result<Moving, NodeError> {
         let rows = match Sidecar::load(&*self.disk, self.owner.store, number) {
             Ok(Some(s)) => s.rows,
             // It rotted, or there was no space for it: make it again.
@@ -279,18 +339,47 @@ impl Engine {
                 }
             }
         };
+        // None older can come to be later.
         let oldest = self.files.read().first_key_value().map(|(n, _)| *n) == Some(number);
-        let mut step = Vec::new();
-        let (mut bytes, mut stuck) = (0, 0);
-        for row in rows {
-            bytes += row.key.len() + 48 + row.len.unwrap_or(0) as usize;
-            step.push(row);
+        Ok(Moving { number, oldest, rows: rows.into_iter(), stuck: 0 })
+    }
+
+    /// Moves up to [`MOVE_STEP`] bytes of what is current out of a segment, and removes it when nothing
+    /// is left; `None` = it is done. Appends go on in between: whether a row is current is asked anew.
+    fn compaction_step(
+        &self,
+        mut c: Moving,
+        removed: &mut Option<Arc<SegmentFile>>,
+    ) -> Result<Option<Moving>, NodeError> {
+        let began = Instant::now();
+        let (mut step, mut bytes) = (Vec::new(), 0);
+        for row in c.rows.by_ref() {
+            if self.wanted(c.number, &row, c.oldest) {
+                bytes += row.key.len() + 48 + row.len.unwrap_or(0) as usize;
+                step.push(row);
+            }
             if bytes >= MOVE_STEP {
-                stuck += self.move_rows(number, std::mem::take(&mut step), oldest)?;
-                bytes = 0;
+                break;
             }
         }
-        stuck += self.move_rows(number, step, oldest)?;
+        c.stuck += self.move_rows(c.number, step, c.oldest)?;
+        tracing::debug!(number = c.number, bytes, took = ?began.elapsed(), "moved out of a segment");
+        if c.rows.len() > 0 {
+            return Ok(Some(c));
+        }
+        *removed = self.end_compaction(c.number, c.oldest, c.stuck)?;
+        Ok(None)
+    }
+
+    /// Removes a segment out of which all was moved but `stuck` values. What is answered still takes
+    /// space, until it is dropped.
+    fn end_compaction(
+        &self,
+        number: u32,
+        oldest: bool,
+        stuck: usize,
+    ) -> Result<Option<Arc<SegmentFile>>, NodeError> {
+        let began = Instant::now();
         if stuck > 0 {
             // The disk may give them the next time. If it never does, repair writes them elsewhere, and
             // then nothing in this segment is current.
@@ -322,7 +411,7 @@ impl Engine {
                 return Err(failed(format!("{stuck} values cannot be read now")));
             }
         }
-        self.files.write().remove(&number);
+        let removed = self.files.write().remove(&number);
         self.index.write().forget_segment(number);
         self.disk.remove(&segment_name(number)).map_err(io)?;
         self.disk.remove(&sidecar_name(number)).map_err(io)?;
@@ -335,8 +424,8 @@ impl Engine {
         }
         core.chain.sum.voids.retain(|p| p.segment != number);
         core.damage.retain(|p| p.segment != number);
-        tracing::debug!(number, "segment compacted");
-        Ok(())
+        tracing::debug!(number, took = ?began.elapsed(), "segment removed");
+        Ok(removed)
     }
 
     /// Flips one bit of a stored value, on disk (an injected fault).
@@ -347,7 +436,7 @@ impl Engine {
         };
         let place = slot.place();
         let byte = self.read_place(place, 1).map_err(failed)?;
-        let file = self.files.read().get(&place.segment).map(|f| std::sync::Arc::clone(&f.file));
+        let file = self.files.read().get(&place.segment).map(|f| Arc::clone(&f.file));
         let file = file.ok_or_else(|| failed("its segment is gone"))?;
         let flipped = [byte[0] ^ 1];
         file.write_at(&[&flipped], u64::from(place.offset))
@@ -365,25 +454,23 @@ impl Engine {
         Ok(rows)
     }
 
+    /// Is this row of a segment current, or a tombstone that may hide something older?
+    fn wanted(&self, number: u32, r: &SideRow, oldest: bool) -> bool {
+        let current = self.index.read().get(&r.key);
+        match (current, r.len) {
+            (Some(c), _) if Some(c) == slot_of(number, r) => true,
+            (None, None) => !oldest,
+            (Some(c), None) => c.version() < r.version && !oldest,
+            _ => false,
+        }
+    }
+
     /// Writes those of `rows` again that are still current, as they are: a damaged value stays
     /// damaged, it never becomes absent. Answers how many the disk did not give: those stay where they
     /// are, since an I/O error may pass and what was there would be gone for good.
     fn move_rows(&self, number: u32, rows: Vec<SideRow>, oldest: bool) -> Result<usize, NodeError> {
-        let slot = |r: &SideRow| {
-            let place = Place { segment: number, offset: r.offset };
-            Slot::new(r.version, r.digest, place, r.len)
-        };
-        let wanted = |r: &SideRow| {
-            let current = self.index.read().get(&r.key);
-            match (current, r.len) {
-                (Some(c), _) if Some(c) == slot(r) => true,
-                (None, None) => !oldest,
-                (Some(c), None) => c.version() < r.version && !oldest,
-                _ => false,
-            }
-        };
         let (mut moving, mut stuck) = (Vec::new(), 0);
-        for r in rows.into_iter().filter(|r| wanted(r)) {
+        for r in rows.into_iter().filter(|r| self.wanted(number, r, oldest)) {
             let place = Place { segment: number, offset: r.offset };
             let value = match r.len {
                 Some(n) => match self.read_place(place, n) {
@@ -401,7 +488,7 @@ impl Engine {
         let mut tail = self.writer();
         // Again under the writer lock: only what is current now may be written behind what was
         // removed or replaced since.
-        moving.retain(|(r, _)| wanted(r));
+        moving.retain(|(r, _)| self.wanted(number, r, oldest));
         if moving.is_empty() {
             return Ok(stuck);
         }
@@ -430,7 +517,7 @@ impl Engine {
         let mut index = self.index.write();
         for ((r, _), o) in moving.iter().zip(&out) {
             let to = Place { offset: written.place.offset + o.at, ..written.place };
-            if let Some(from) = slot(r) {
+            if let Some(from) = slot_of(number, r) {
                 index.relocate(&r.key, &from, to);
             }
         }
@@ -469,6 +556,10 @@ impl Engine {
             }
         }
     }
+}
+
+fn slot_of(number: u32, r: &SideRow) -> Option<Slot> {
+    Slot::new(r.version, r.digest, Place { segment: number, offset: r.offset }, r.len)
 }
 
 /// Removes all segments and sidecars: the store begins anew.

@@ -355,6 +355,7 @@ impl Log {
         total: u64,
         snapshot: &dyn Fn() -> Snapshot,
     ) -> Result<(), WriteError> {
+        let began = Instant::now();
         if let Some(old) = &tail.active {
             self.sync_through(log_position(old.number, old.offset))?;
             tail.previous = Some((old.number, old.offset));
@@ -408,6 +409,7 @@ impl Log {
                 s.written = log_position(number, first);
                 s.file = Some(Arc::clone(&active.file));
                 tail.active = Some(active);
+                tracing::debug!(number, took = ?began.elapsed(), "segment begun");
                 Ok(())
             }
             Err(e) if is_full(&e) => {

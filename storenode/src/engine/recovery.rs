@@ -174,6 +174,7 @@ impl Engine {
             core: Mutex::new(core),
             index: RwLock::new(Index::new()),
             files: RwLock::new(files),
+            compacting: Mutex::default(),
             tail_used: AtomicU64::new(0),
             tail_unused: AtomicU64::new(0),
             counters: Counters::default(),

@@ -15,6 +15,10 @@ pub(crate) const SEGMENT_HEAD_LEN: u64 = 64;
 const SEGMENT_MAGIC: [u8; 4] = *b"TSG1";
 /// Read at once by [`scan_tables`], bytes.
 const TABLES_STEP: u64 = 64 << 10;
+/// Behind an entry with at least so many bytes of values only the next one's header is read, with what
+/// most tables have.
+const VALUES_SKIPPED: u64 = 8 << 10;
+const TABLE_STEP: u64 = 1 << 10;
 /// Layout of segments, sidecars and the state file.
 pub(crate) const LOG_FORMAT: u16 = 1;
 
@@ -188,25 +192,29 @@ pub(crate) fn scan_tables(
     let mut bytes = vec![0; len as usize];
     let mut s = Scan { synced: len, end: SEGMENT_HEAD_LEN, ..Scan::default() };
     let mut read_through = 0;
-    let mut load = |bytes: &mut [u8], from: u64, to: u64| -> io::Result<bool> {
+    // Where entries hold long values, reading on would read those.
+    let mut load = |bytes: &mut [u8], from: u64, to: u64, step: u64| -> io::Result<bool> {
         let from = from.max(read_through);
         if from < to {
-            let ahead = to.max(from + TABLES_STEP).min(len);
+            let ahead = to.max(from + step).min(len);
             let into = &mut bytes[from as usize..ahead as usize];
             read_through = from + file.read_at(into, from)? as u64;
         }
         Ok(read_through >= to)
     };
+    let mut step = TABLES_STEP;
     while s.end < len {
         let (offset, payload) = (s.end, s.end + HEADER_LEN as u64);
-        if payload > len || !load(&mut bytes, offset, payload)? {
+        if payload > len || !load(&mut bytes, offset, payload, step)? {
             return Ok(None);
         }
         let header = Header::decode(&bytes[offset as usize..], seed, offset);
         let Some(header) = header.filter(|h| h.ordinal > s.ordinal) else { return Ok(None) };
         let checked = payload + u64::from(header.checked);
         s.end = offset + entry_len(header.len as usize);
-        if s.end > len || checked > s.end || !load(&mut bytes, payload, checked)? {
+        let values = u64::from(header.len).saturating_sub(u64::from(header.checked));
+        step = if values >= VALUES_SKIPPED { TABLE_STEP } else { TABLES_STEP };
+        if s.end > len || checked > s.end || !load(&mut bytes, payload, checked, 0)? {
             return Ok(None);
         }
         if crc32c::crc32c(&bytes[payload as usize..checked as usize]) != header.checked_crc {

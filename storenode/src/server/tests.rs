@@ -340,3 +340,11 @@ async fn peers_that_send_nothing_or_take_nothing_are_cut_off() {
     assert!(text.contains("storenode_http_in_flight 0"), "{text}");
     drop((silent, half, deaf));
 }
+
+#[test]
+fn background_work_leaves_most_of_the_time_to_requests_unless_it_must_hurry() {
+    let ms = Duration::from_millis;
+    assert_eq!(pause_after(ms(5), false), ms(20));
+    assert_eq!(pause_after(ms(5), true), Duration::ZERO);
+    assert_eq!(pause_after(ms(10_000), false), REST_MAX, "a stop need not wait long");
+}
