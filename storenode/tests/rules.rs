@@ -11,6 +11,7 @@ use storenode::disk::{Disk as _, MemoryDisk};
 use storenode::offline::Offline;
 use storenode::service::{NodeConfig, OpenError, Service};
 use storenode::wire::*;
+use support::wrapped::{Watcher, Wrapped};
 use support::*;
 
 fn value(found: Result<(Found, Option<Bytes>), NodeError>) -> Option<Bytes> {
@@ -444,7 +445,32 @@ fn a_failed_fsync_ends_voting_and_loses_nothing_that_was_acked() {
 
 #[test]
 fn a_full_disk_refuses_and_loses_nothing() {
-    let n = Node::new(16 << 10);
+    full_and_emptied(Node::new(16 << 10));
+}
+
+/// A quota is not a broken disk: nothing ends the node's vote.
+#[test]
+fn a_spent_quota_refuses_and_loses_nothing() {
+    struct Quota;
+    impl Watcher for Quota {
+        fn error(&self, e: std::io::Error) -> std::io::Error {
+            const EDQUOT: i32 = 122;
+            if e.kind() != std::io::ErrorKind::StorageFull {
+                return e;
+            }
+            std::io::Error::from_raw_os_error(EDQUOT)
+        }
+    }
+    let disk = storenode::disk::MemoryDisk::new();
+    let on = std::sync::Arc::new(Wrapped(disk.clone(), std::sync::Arc::new(Quota)));
+    let service = storenode::service::Service::open(on, config(16 << 10)).unwrap();
+    let mut n = Node { disk, service, epoch: 0, segment_bytes: 16 << 10 };
+    n.assign(Role::Voter);
+    n.take(1);
+    full_and_emptied(n);
+}
+
+fn full_and_emptied(n: Node) {
     n.disk.set_capacity(Some(300_000));
     let mut seq = 0;
     let full = loop {

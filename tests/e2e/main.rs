@@ -9,6 +9,7 @@ mod damage;
 mod durability;
 mod everyday;
 mod failover;
+mod limits;
 mod matrix;
 mod names;
 mod observer;

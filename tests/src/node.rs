@@ -28,6 +28,8 @@ pub struct Node {
     pub disk: Option<NodeDisk>,
     /// The network between it and the mount, if the setup says so.
     pub relay: Option<Proxy>,
+    /// So many files, sockets among them, may it have open from its next start on.
+    pub open_files_max: Option<u64>,
     token: PathBuf,
     log: PathBuf,
     capacity_bytes: Option<u64>,
@@ -46,6 +48,7 @@ impl Node {
             dir: root.join("nodes").join(&name),
             disk: None,
             relay: None,
+            open_files_max: None,
             token: root.join("token"),
             log: root.join("run").join(format!("node-{name}.log")),
             capacity_bytes: capacity,
@@ -83,6 +86,10 @@ impl Node {
         }
         std::fs::create_dir_all(&self.dir).expect("the node's directory can be made");
         let mut command = Command::new(&programs().storenode);
+        if let Some(max) = self.open_files_max {
+            command = Command::new("prlimit");
+            command.arg(format!("--nofile={max}:{max}")).arg(&programs().storenode);
+        }
         command
             .arg("serve")
             .arg("--dir")

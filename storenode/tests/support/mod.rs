@@ -1,6 +1,8 @@
 //! One node over a disk in memory, driven as a mount would.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
 
+pub mod wrapped;
+
 use bytes::Bytes;
 use std::sync::Arc;
 use std::time::Duration;
