@@ -745,3 +745,61 @@ fn compaction_moves_a_little_at_a_time_whatever_happens_in_between() {
     }
     assert!(steps_seen > 3, "it was interrupted between steps");
 }
+
+/// Whatever fails while a store is made a new one, its next start, or the same order again, ends it: what
+/// is left of the old log is never the new one's.
+#[test]
+fn a_wipe_that_fails_anywhere_is_ended_by_the_next_start_and_by_the_next_wipe() {
+    let (mut failed, mut done) = (0, false);
+    for nth in 1.. {
+        for restart in [true, false] {
+            let mut n = Node::new(4096);
+            for seq in 1..60 {
+                n.write(seq, &vec![put(&[b'k', seq as u8 % 5], &[seq as u8; 300])]).unwrap();
+            }
+            n.commit(v(1, 59));
+            let old = n.envelope();
+            let wiped = wipe(&n, || n.disk.fail_nth(nth));
+            n.disk.fail_nth(u64::MAX >> 1);
+            done = wiped.is_ok();
+            failed += u32::from(!done);
+            // Work that the old log had waiting.
+            for _ in 0..30 {
+                n.service.maintain();
+                n.tick();
+            }
+            if restart {
+                n.restart();
+            }
+            assert_eq!(n.service.status().failed, None, "operation {nth}, restart {restart}");
+            if !done {
+                wipe(&n, || ())
+                    .unwrap_or_else(|e| panic!("operation {nth}, restart {restart}: {e}"));
+            }
+            n.restart();
+            let status = n.service.status();
+            assert_eq!((status.failed, status.role), (None, Role::Filling), "operation {nth}");
+            assert_ne!(status.store, old.store);
+            assert_eq!(status.position.position, Version::ZERO, "operation {nth}");
+        }
+        if done {
+            break;
+        }
+    }
+    assert!(failed > 10, "{failed} operations failed");
+}
+
+fn wipe(n: &Node, ready: impl FnOnce()) -> Result<(), NodeError> {
+    let envelope = n.envelope();
+    let order = Request::Assign {
+        volume: VOLUME,
+        bank: BankId::A,
+        shard: 0,
+        shards: 1,
+        role: Role::Filling,
+        configuration: n.service.status().configuration,
+        wipe: true,
+    };
+    ready();
+    n.service.handle(envelope, order, Bytes::new()).map(drop)
+}

@@ -59,7 +59,8 @@ struct Moving {
 impl Engine {
     /// One bounded step of background work; true when there is more to do at once.
     pub(crate) fn maintain(&self) -> Result<bool, NodeError> {
-        if self.failed().is_some() {
+        // Of a store that was wiped nothing may be written, its files may be the next store's.
+        if self.failed().is_some() || self.writer().closed {
             return Ok(false);
         }
         let mut compacting = self.compacting.lock();

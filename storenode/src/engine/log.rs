@@ -33,6 +33,12 @@ pub(crate) enum WriteError {
     Failed(String),
 }
 
+impl WriteError {
+    fn closed() -> Self {
+        Self::Failed("this store is closed or was wiped".into())
+    }
+}
+
 /// An entry to be written.
 pub(crate) struct NewEntry<'a> {
     pub(crate) kind: Kind,
@@ -277,7 +283,7 @@ impl Log {
         snapshot: &dyn Fn() -> Snapshot,
     ) -> Result<Vec<Written>, WriteError> {
         if tail.closed {
-            return Err(WriteError::Failed("this store is closed or was wiped".into()));
+            return Err(WriteError::closed());
         }
         if let Some(what) = self.failed() {
             return Err(WriteError::Failed(what));
@@ -356,6 +362,9 @@ impl Log {
         snapshot: &dyn Fn() -> Snapshot,
     ) -> Result<(), WriteError> {
         let began = Instant::now();
+        if tail.closed {
+            return Err(WriteError::closed());
+        }
         if let Some(old) = &tail.active {
             self.sync_through(log_position(old.number, old.offset))?;
             tail.previous = Some((old.number, old.offset));

@@ -36,9 +36,12 @@ impl Service {
         let engine = self.engine();
         let _tail = engine.writer();
         let mut state = self.identity.lock().state.clone();
-        // Half wiped: the engine is of the old store. A start goes on with that.
         if state.wiping {
-            return;
+            // Half wiped: the engine is of the old store. A start goes on with that.
+            if engine.owner.store != state.store {
+                return;
+            }
+            state.wiping = false;
         }
         // Beyond what the failed attempt may have written.
         state.sequence += 1;
@@ -284,19 +287,23 @@ impl Service {
         tail.closed = true;
         let io = |what: &'static str| move |e| failed(format!("{what}: {e}"));
         remove_log(&*self.disk).map_err(io("removing the old log"))?;
-        self.change(|s| s.wiping = false)?;
+        // Until the new log is there a start removes what it finds: so it stays true if this fails.
         let owner = owner_of(&self.identity.lock().state);
         let fresh = Engine::open(Arc::clone(&self.disk), owner, self.config.settings(), false)
             .map_err(|e| failed(e.to_string()))?;
         fresh.set_filling(role != Role::Voter);
+        let fresh = Arc::new(fresh);
         drop(tail);
-        *current = Arc::new(fresh);
+        *current = Arc::clone(&fresh);
         {
             let mut i = self.identity.lock();
             i.attached = 0;
             i.failed = None;
             i.unsaved = false;
         }
+        let tail = fresh.writer();
+        self.change(|s| s.wiping = false)?;
+        drop(tail);
         drop(current);
         done(Reply::Status(Box::new(self.status())))
     }

@@ -109,7 +109,7 @@ impl<'a, W: Work> Life<'a, W> {
     /// What went wrong.
     pub async fn begin(plan: &'a Plan, world: Arc<World>) -> Check<Self> {
         world.name_volume(plan.seed)?;
-        Replicated::init_with(&world.wires(), &limits()).await.map_err(refused("init"))?;
+        Replicated::init_with(&world.wires(), &limits(plan)).await.map_err(refused("init"))?;
         let mut life = Self {
             plan,
             world,
@@ -142,7 +142,7 @@ impl<'a, W: Work> Life<'a, W> {
             seed: Some(self.plan.seed ^ (self.opened << 40)),
             progress: Arc::new(|_| {}),
         };
-        Replicated::open_with(self.world.wires(), limits(), options)
+        Replicated::open_with(self.world.wires(), limits(self.plan), options)
     }
 
     /// Opens, patiently, and judges what is found.

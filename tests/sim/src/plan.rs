@@ -7,6 +7,9 @@ use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use storenode::wire::BankId;
 
+/// Seconds between two refreshes.
+const REFRESH_S: u64 = 20;
+
 /// One thing that goes wrong with one replica of one shard. Each ends by itself.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Fault {
@@ -145,6 +148,8 @@ pub struct Plan {
     pub segment_bytes: u64,
     /// Two replicas of a shard may be bad at once: then only refusal is allowed, never wrong data.
     pub beyond: bool,
+    /// Banks are compared so often, seconds.
+    pub refresh_s: u64,
     /// A rule that is broken on purpose.
     pub broken: Option<Broken>,
     /// What happens.
@@ -164,8 +169,121 @@ impl Plan {
         // Some worlds are calm, some see a fault every few steps.
         let faults = *pick(&mut dice, &[4, 10, 10, 25]);
         let steps = (0..n).map(|_| step(&mut dice, faults)).collect();
-        Self { seed, layer, shards, keys, segment_bytes, beyond: false, broken: None, steps }
+        let refresh_s = REFRESH_S;
+        Self {
+            seed,
+            layer,
+            shards,
+            keys,
+            segment_bytes,
+            beyond: false,
+            refresh_s,
+            broken: None,
+            steps,
+        }
     }
+
+    /// A calm world but for what leads into the trap of a rule, over and over: chance alone hardly ever
+    /// goes there. `None` = chance is good enough. The rule is not broken yet.
+    #[must_use]
+    pub fn aimed(rule: Broken, seed: u64) -> Option<Self> {
+        let dice = &mut StdRng::seed_from_u64(seed ^ 0xa1_3ed);
+        let mut banks = BankId::ALL;
+        banks.rotate_left(dice.random_range(0..3));
+        if dice.random() {
+            banks.swap(0, 1);
+        }
+        let [x, y, z] = banks;
+        let mut steps = Vec::new();
+        for _ in 0..3 {
+            written(dice, &mut steps, 1..8);
+            match rule {
+                // What a flush did not make durable is acknowledged; the other bank that has it is gone
+                // when the power comes back, and the message to the third was lost.
+                Broken::FlushRetried => {
+                    strike(dice, &mut steps, x, Fault::SyncErrors, 5_000);
+                    steps.push(Step::Weather(losing(dice)));
+                    written(dice, &mut steps, 1..3);
+                    strike(dice, &mut steps, y, Fault::Kill, 3_000);
+                    steps.push(Step::PowerCut { dice: dice.random() });
+                }
+                // Of the two banks that acknowledged the last group one is gone, in the other it rots.
+                Broken::DamageIsAbsence => {
+                    steps.push(Step::Weather(losing(dice)));
+                    written(dice, &mut steps, 1..2);
+                    strike(dice, &mut steps, y, Fault::Kill, 3_000);
+                    strike(dice, &mut steps, x, Fault::Flip { bits: 30, restart: true }, 3_000);
+                    steps.push(Step::MountCrash);
+                }
+                // One of them is emptied, and says what it said before.
+                Broken::EmptyStoreVotes => {
+                    steps.push(Step::Weather(losing(dice)));
+                    written(dice, &mut steps, 1..2);
+                    strike(dice, &mut steps, y, Fault::Kill, 3_000);
+                    strike(dice, &mut steps, x, Fault::Wipe, 3_000);
+                    steps.push(Step::MountCrash);
+                }
+                // A group reaches one bank; a mount opens without that bank, and dies; the next one opens
+                // with it, and without a bank that could know.
+                Broken::EntryNotAwaited => {
+                    steps.push(Step::Weather(losing(dice)));
+                    steps.push(Step::Submit { dice: dice.random() });
+                    steps.push(Step::Pause { ms: dice.random_range(30..60) });
+                    let away_ms = dice.random_range(20..300);
+                    strike(dice, &mut steps, x, Fault::Kill, away_ms);
+                    steps.push(Step::Weather(Weather::default()));
+                    steps.push(Step::MountCrash);
+                    strike(dice, &mut steps, z, Fault::Kill, 3_000);
+                    steps.push(Step::Pause { ms: dice.random_range(1..300) });
+                    steps.push(Step::MountCrash);
+                }
+                // A copy to a bank that was away is interrupted, and the next mount goes on with it.
+                Broken::CopiedIsNewer | Broken::CopiedIsMore => {
+                    strike(dice, &mut steps, x, Fault::Kill, 20);
+                    written(dice, &mut steps, 10..30);
+                    steps.push(Step::Weather(Weather { delay_ms: 3, ..Weather::default() }));
+                    steps.push(Step::Pause { ms: dice.random_range(10..250) });
+                    steps.push(Step::MountCrash);
+                }
+                _ => return None,
+            }
+            steps.push(Step::Weather(Weather::default()));
+            steps.push(Step::Pause { ms: 8_000 });
+            steps.push(Step::Scan);
+        }
+        let beyond = !matches!(rule, Broken::CopiedIsNewer | Broken::CopiedIsMore);
+        let keys = *pick(dice, &[3, 12, 40]);
+        let (layer, shards, segment_bytes) = (Layer::Keys, 1, 4 << 10);
+        // What a refresh would mend is to be seen.
+        let refresh_s = 3_600;
+        Some(Self {
+            seed,
+            layer,
+            shards,
+            keys,
+            segment_bytes,
+            beyond,
+            refresh_s,
+            broken: None,
+            steps,
+        })
+    }
+}
+
+/// Some operations, and a sync that is waited for.
+fn written(dice: &mut StdRng, steps: &mut Vec<Step>, n: std::ops::Range<u32>) {
+    let n = dice.random_range(n);
+    steps.extend((0..n).map(|_| Step::Submit { dice: dice.random() }));
+    steps.push(Step::Sync);
+}
+
+fn strike(dice: &mut StdRng, steps: &mut Vec<Step>, bank: BankId, fault: Fault, for_ms: u64) {
+    steps.push(Step::Strike { shard: 0, bank, fault, for_ms, dice: dice.random() });
+}
+
+/// Every third message is lost.
+fn losing(dice: &mut StdRng) -> Weather {
+    Weather { delay_ms: dice.random_range(0..5), lose: 0.3, ..Weather::default() }
 }
 
 impl Plan {

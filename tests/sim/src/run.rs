@@ -171,16 +171,17 @@ pub fn shrink(plan: Plan, mut told: impl FnMut(&Plan)) -> Option<(Plan, Outcome)
     Some((best, outcome))
 }
 
+/// The world of a seed in which a broken rule should be noticed: one that is aimed at its trap, where
+/// there is such.
+#[must_use]
+pub fn trap(rule: Broken, seed: u64) -> Plan {
+    Plan::aimed(rule, seed).unwrap_or_else(|| Plan::draw(seed))
+}
+
 /// Runs seeds with a broken rule until one notices: the seed, and what it saw. `None` = none of them.
-/// Some of them two good banks make up for: these are broken beyond the fault model.
 #[must_use]
 pub fn notice(rule: Broken, seeds: std::ops::Range<u64>) -> Option<(u64, String)> {
-    seeds.into_iter().find_map(|seed| {
-        let mut plan = Plan::draw(seed).broken(rule);
-        if matches!(rule, Broken::DamageIsAbsence | Broken::FlushRetried | Broken::EmptyStoreVotes)
-        {
-            plan = plan.beyond();
-        }
-        run(&plan, false).failure.map(|why| (seed, why))
-    })
+    seeds
+        .into_iter()
+        .find_map(|seed| run(&trap(rule, seed).broken(rule), false).failure.map(|why| (seed, why)))
 }

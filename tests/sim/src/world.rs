@@ -24,7 +24,7 @@ use voter::{Limits, Nodes};
 
 /// Everything faster than in life, so that little has to happen while something times out.
 #[must_use]
-pub fn limits() -> Limits {
+pub fn limits(plan: &Plan) -> Limits {
     Limits {
         sync_deadline_ms: 30_000,
         read_deadline_ms: 20_000,
@@ -39,7 +39,7 @@ pub fn limits() -> Limits {
         holder_watch_ms: 400,
         probe_first_ms: 10,
         probe_longest_ms: 100,
-        refresh_interval_s: 20,
+        refresh_interval_s: plan.refresh_s,
         copy_page_bytes: 8,
         ..Limits::default()
     }

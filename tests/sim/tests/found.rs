@@ -14,6 +14,7 @@ fn goes_well(seed: u64, shards: u16, keys: u16, segment_bytes: u64, steps: Vec<S
         keys,
         segment_bytes,
         beyond: false,
+        refresh_s: 20,
         broken: None,
         steps,
     };
@@ -108,6 +109,7 @@ fn seeds_that_once_went_wrong() {
         701_679, // a position between two parts that a restart did not find again
         705_788, 809_815, 900_948,   // lost messages that cost the deadline of bulk
         1_008_070, // a late fence of the same epoch
+        2_074_245, // a wipe that failed behind the old log's end
     ] {
         let outcome = run(&Plan::draw(seed), false);
         assert_eq!(outcome.failure, None, "seed {seed}");
