@@ -65,3 +65,13 @@ fn every_broken_rule_is_noticed() {
         Broken::ALL.into_iter().filter(|rule| notice(*rule, 1..2_001).is_none()).collect();
     assert!(unnoticed.is_empty(), "not noticed: {unnoticed:?}");
 }
+
+/// Where they are kept, the worlds that are aimed at their traps show nothing.
+#[test]
+fn kept_rules_hold_in_the_worlds_that_are_aimed_at_them() {
+    for rule in Broken::ALL.into_iter().chain(Broken::UNNOTICED) {
+        for plan in (1..60).filter_map(|seed| Plan::aimed(rule, seed)) {
+            assert_eq!(run(&plan, false).failure, None, "{rule:?}, seed {}", plan.seed);
+        }
+    }
+}
