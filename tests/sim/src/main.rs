@@ -219,7 +219,9 @@ fn shrink(json: bool, plan: Plan, trace: bool) -> bool {
 
 fn break_rules(json: bool, seeds: u64, only: &str) -> bool {
     let mut unnoticed = 0;
-    for rule in Broken::ALL.into_iter().filter(|r| format!("{r:?}").contains(only)) {
+    // Those that are not noticed yet, only when they are named.
+    let more = Broken::UNNOTICED.into_iter().filter(|_| !only.is_empty());
+    for rule in Broken::ALL.into_iter().chain(more).filter(|r| format!("{r:?}").contains(only)) {
         let began = Instant::now();
         let noticed = notice(rule, 1..1 + seeds);
         let seconds = began.elapsed().as_secs_f64();
