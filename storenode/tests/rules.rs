@@ -391,16 +391,7 @@ fn a_filling_store_begins_anew_under_a_new_id() {
     let mut n = Node::new(8192);
     n.write(1, &vec![put(b"a", b"one")]).unwrap();
     let old = n.service.status().store;
-    let wipe = |n: &Node| Request::Assign {
-        volume: VOLUME,
-        bank: BankId::A,
-        shard: 0,
-        shards: 1,
-        role: Role::Filling,
-        configuration: n.service.status().configuration,
-        wipe: true,
-    };
-    n.call(wipe(&n)).unwrap();
+    wipe(&n, || ()).unwrap();
     let s = n.service.status();
     assert!(s.store != old && s.role == Role::Filling && s.position.position == Version::ZERO);
     assert_eq!(s.promise.epoch, 1);
