@@ -556,7 +556,7 @@ impl Service {
         }
     }
 
-    /// The owner calls this about once a second from a thread of its own, again at once while it
+    /// The owner calls this about once a second from a thread of its own, again soon while it
     /// answers true: sidecars, compaction. Each call reads at most one segment and moves half a MiB.
     pub fn maintain(&self) -> bool {
         self.save_again();

@@ -19,6 +19,8 @@ const VALUE: usize = 64 << 10;
 struct Gate {
     /// The next read of a value's length waits at both barriers.
     armed: AtomicBool,
+    /// The next removal of a segment does.
+    remove_armed: AtomicBool,
     cuts: AtomicUsize,
     arrived: Barrier,
     go_on: Barrier,
@@ -27,6 +29,12 @@ struct Gate {
 impl Watcher for Gate {
     fn reading(&self, len: usize) {
         if len == VALUE && self.armed.swap(false, SeqCst) {
+            self.arrived.wait();
+            self.go_on.wait();
+        }
+    }
+    fn removing(&self, name: &str) {
+        if name.ends_with(".seg") && self.remove_armed.swap(false, SeqCst) {
             self.arrived.wait();
             self.go_on.wait();
         }
@@ -40,7 +48,8 @@ impl Watcher for Gate {
 fn aged() -> (Node, Arc<Gate>, Version) {
     let (arrived, go_on) = (Barrier::new(2), Barrier::new(2));
     let (armed, cuts) = (AtomicBool::new(false), AtomicUsize::new(0));
-    let gate = Arc::new(Gate { armed, cuts, arrived, go_on });
+    let remove_armed = AtomicBool::new(false);
+    let gate = Arc::new(Gate { armed, remove_armed, cuts, arrived, go_on });
     let disk = MemoryDisk::new();
     let config = config(16 << 20);
     let on = Arc::new(Wrapped(disk.clone(), Arc::clone(&gate)));
@@ -95,4 +104,31 @@ fn who_reads_in_a_segment_while_it_is_removed_reads_all_of_it() {
         assert!(matches!(found, Found::Record { .. }), "{found:?}");
         assert!(value.unwrap() == vec![1u8; VALUE]);
     });
+}
+
+/// The old log's background work removes a segment by its name; the new log has one of the same name.
+#[test]
+fn a_store_that_is_made_anew_while_a_segment_is_removed_keeps_its_own() {
+    let (n, gate, _) = aged();
+    let (said, heard) = std::sync::mpsc::channel();
+    std::thread::scope(|s| {
+        gate.remove_armed.store(true, SeqCst);
+        let maintenance = s.spawn(|| n.maintain());
+        gate.arrived.wait();
+        let wipe = s.spawn(|| {
+            n.wipe(|| ()).unwrap();
+            n.attach(Vec::new()).unwrap();
+            let value = Some(bytes::Bytes::from_static(b"copied"));
+            let records = [(b"k".to_vec(), v(1, 2), value)];
+            assert_eq!(n.install(&records, v(1, 2), InstallKind::CatchUp), Ok(1));
+            said.send(()).unwrap();
+        });
+        // It waits for the removal. Were it not to, it would be over by then.
+        let early = heard.recv_timeout(std::time::Duration::from_millis(300));
+        gate.go_on.wait();
+        wipe.join().unwrap();
+        maintenance.join().unwrap();
+        assert!(early.is_err(), "the store was made anew beside the removal");
+    });
+    assert!(n.disk.content("log-00000001.seg").is_some(), "{:?}", n.log_files());
 }

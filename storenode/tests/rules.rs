@@ -391,7 +391,7 @@ fn a_filling_store_begins_anew_under_a_new_id() {
     let mut n = Node::new(8192);
     n.write(1, &vec![put(b"a", b"one")]).unwrap();
     let old = n.service.status().store;
-    wipe(&n, || ()).unwrap();
+    n.wipe(|| ()).unwrap();
     let s = n.service.status();
     assert!(s.store != old && s.role == Role::Filling && s.position.position == Version::ZERO);
     assert_eq!(s.promise.epoch, 1);
@@ -750,7 +750,7 @@ fn a_wipe_that_fails_anywhere_is_ended_by_the_next_start_and_by_the_next_wipe() 
             }
             n.commit(v(1, 59));
             let old = n.envelope();
-            let wiped = wipe(&n, || n.disk.fail_nth(nth));
+            let wiped = n.wipe(|| n.disk.fail_nth(nth));
             n.disk.fail_nth(u64::MAX >> 1);
             done = wiped.is_ok();
             failed += u32::from(!done);
@@ -764,8 +764,7 @@ fn a_wipe_that_fails_anywhere_is_ended_by_the_next_start_and_by_the_next_wipe() 
             }
             assert_eq!(n.service.status().failed, None, "operation {nth}, restart {restart}");
             if !done {
-                wipe(&n, || ())
-                    .unwrap_or_else(|e| panic!("operation {nth}, restart {restart}: {e}"));
+                n.wipe(|| ()).unwrap_or_else(|e| panic!("operation {nth}, restart {restart}: {e}"));
             }
             n.restart();
             let status = n.service.status();
@@ -778,19 +777,4 @@ fn a_wipe_that_fails_anywhere_is_ended_by_the_next_start_and_by_the_next_wipe() 
         }
     }
     assert!(failed > 10, "{failed} operations failed");
-}
-
-fn wipe(n: &Node, ready: impl FnOnce()) -> Result<(), NodeError> {
-    let envelope = n.envelope();
-    let order = Request::Assign {
-        volume: VOLUME,
-        bank: BankId::A,
-        shard: 0,
-        shards: 1,
-        role: Role::Filling,
-        configuration: n.service.status().configuration,
-        wipe: true,
-    };
-    ready();
-    n.service.handle(envelope, order, Bytes::new()).map(drop)
 }

@@ -15,6 +15,7 @@ use crate::disk::{Disk, read_file};
 use crate::part::{self, PartHead};
 use crate::wire::{NodeError, Version};
 use bytes::Bytes;
+use parking_lot::MutexGuard;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -39,7 +40,7 @@ pub(super) const SEGMENT_MAX: u64 = 2 << 30;
 
 /// What background work has begun. A crash leaves what was moved twice, which is the same record.
 #[derive(Default)]
-pub(super) struct Compacting {
+pub(crate) struct Compacting {
     moving: Option<Moving>,
     /// It has no name any more; its space is given back step by step.
     removed: Option<Arc<SegmentFile>>,
@@ -59,11 +60,11 @@ struct Moving {
 impl Engine {
     /// One bounded step of background work; true when there is more to do at once.
     pub(crate) fn maintain(&self) -> Result<bool, NodeError> {
-        // Of a store that was wiped nothing may be written, its files may be the next store's.
+        let mut compacting = self.compacting.lock();
+        // The files of a store that was wiped may be the next one's by now.
         if self.failed().is_some() || self.writer().closed {
             return Ok(false);
         }
-        let mut compacting = self.compacting.lock();
         if self.free_step(&mut compacting.removed) {
             return Ok(true);
         }
@@ -83,6 +84,11 @@ impl Engine {
             more = true;
         }
         Ok(more)
+    }
+
+    /// Waits for the end of a step of background work; none begins while this is held.
+    pub(crate) fn hold_background(&self) -> MutexGuard<'_, Compacting> {
+        self.compacting.lock()
     }
 
     /// Gives back a little of the space of a removed segment; answers whether there was any. All at once
@@ -151,9 +157,7 @@ impl Engine {
                 (bytes, s)
             }
         };
-        let scanned = began.elapsed();
         let mut rows = self.rows_of(&s, &bytes, number);
-        let listed = began.elapsed();
         if s.items.iter().any(|i| matches!(i, Item::Gap { .. })) {
             // The index knows what was current in the damaged stretch.
             file.damaged.store(true, Ordering::Relaxed);
@@ -187,7 +191,7 @@ impl Engine {
             }
         }
         file.sidecar.store(true, Ordering::Relaxed);
-        tracing::debug!(number, ?scanned, ?listed, took = ?began.elapsed(), "sidecar written");
+        tracing::debug!(number, took = ?began.elapsed(), "sidecar written");
         Ok(())
     }
 
@@ -471,7 +475,7 @@ impl Engine {
     /// are, since an I/O error may pass and what was there would be gone for good.
     fn move_rows(&self, number: u32, rows: Vec<SideRow>, oldest: bool) -> Result<usize, NodeError> {
         let (mut moving, mut stuck) = (Vec::new(), 0);
-        for r in rows.into_iter().filter(|r| self.wanted(number, r, oldest)) {
+        for r in rows {
             let place = Place { segment: number, offset: r.offset };
             let value = match r.len {
                 Some(n) => match self.read_place(place, n) {

@@ -240,6 +240,8 @@ impl Service {
             return Err(bad("assign needs a volume, and role filling for a wiped store"));
         }
         let mut current = self.engine.write();
+        // A step of the old log's background work removes files by name: not beside the new log.
+        let background = current.hold_background();
         let mut tail = current.writer();
         let state = self.identity.lock().state.clone();
         let whole = self.identity.lock().failed.is_none();
@@ -254,7 +256,7 @@ impl Service {
             let same = state.volume == Some(volume) && state.configuration == configuration;
             if !wipe && same && state.role == role && state.shards == shards && whole {
                 // Said again.
-                drop(tail);
+                drop((tail, background));
                 drop(current);
                 return done(Reply::Status(Box::new(self.status())));
             }
@@ -293,7 +295,7 @@ impl Service {
             .map_err(|e| failed(e.to_string()))?;
         fresh.set_filling(role != Role::Voter);
         let fresh = Arc::new(fresh);
-        drop(tail);
+        drop((tail, background));
         *current = Arc::clone(&fresh);
         {
             let mut i = self.identity.lock();

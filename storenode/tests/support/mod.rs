@@ -213,6 +213,21 @@ impl Node {
             other => panic!("{other:?}"),
         }
     }
+    /// Makes it a new store to be filled; `ready` is called just before.
+    pub fn wipe(&self, ready: impl FnOnce()) -> Result<(), NodeError> {
+        let envelope = self.envelope();
+        let order = Request::Assign {
+            volume: VOLUME,
+            bank: BankId::A,
+            shard: 0,
+            shards: 1,
+            role: Role::Filling,
+            configuration: self.service.status().configuration,
+            wipe: true,
+        };
+        ready();
+        self.service.handle(envelope, order, Bytes::new()).map(drop)
+    }
     /// 100 ms pass.
     pub fn tick(&self) {
         self.service.tick(Duration::from_millis(50));

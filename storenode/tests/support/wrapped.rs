@@ -10,6 +10,8 @@ pub trait Watcher: Send + Sync + 'static {
     fn reading(&self, _len: usize) {}
     /// Before a file is cut.
     fn cutting(&self) {}
+    /// Before a file is removed.
+    fn removing(&self, _name: &str) {}
     /// The error that the node gets.
     fn error(&self, e: io::Error) -> io::Error {
         e
@@ -45,6 +47,7 @@ impl<W: Watcher> Disk for Wrapped<W> {
         self.told(self.0.replace(name, content))
     }
     fn remove(&self, name: &str) -> io::Result<()> {
+        self.1.removing(name);
         self.told(self.0.remove(name))
     }
     fn sync_dir(&self) -> io::Result<()> {
