@@ -8,7 +8,7 @@ use rand::{RngExt as _, SeedableRng as _};
 use storenode::wire::BankId;
 
 /// Seconds between two refreshes.
-const REFRESH_S: u64 = 20;
+pub const REFRESH_S: u64 = 20;
 
 /// One thing that goes wrong with one replica of one shard. Each ends by itself.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -1,7 +1,7 @@
 //! Worlds that once went wrong, shrunk, as they were found: one for each bug of the product that the
 //! simulation found and that no smaller test shows.
 
-use sim::plan::{Fault, Layer, Plan, Step};
+use sim::plan::{Fault, Layer, Plan, REFRESH_S, Step};
 use sim::run::run;
 use sim::wire::Weather;
 use storenode::wire::BankId;
@@ -14,7 +14,7 @@ fn goes_well(seed: u64, shards: u16, keys: u16, segment_bytes: u64, steps: Vec<S
         keys,
         segment_bytes,
         beyond: false,
-        refresh_s: 20,
+        refresh_s: REFRESH_S,
         broken: None,
         steps,
     };
