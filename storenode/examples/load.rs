@@ -80,10 +80,7 @@ fn main() -> Result<(), Failed> {
     };
     let dir = args.first().ok_or("where? give a directory, or null")?;
     let limits = ServerLimits::default();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .max_blocking_threads(limits.blocking_threads())
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         if dir == "null" {
             let value = Bytes::from(vec![1; plan.value_len]);

@@ -63,6 +63,8 @@ pub enum ClientError {
 pub struct NodeClient {
     http: reqwest::Client,
     base: String,
+    /// The same, taken apart once and not for every message.
+    url: reqwest::Url,
     authorization: HeaderValue,
     connect_timeout: Duration,
 }
@@ -103,7 +105,7 @@ impl NodeClient {
             .map_err(|_| "the token cannot be sent in a header".to_string())?;
         authorization.set_sensitive(true);
         let http = http_client(&limits)?;
-        Ok(Self { http, base, authorization, connect_timeout: limits.connect_timeout })
+        Ok(Self { http, base, url, authorization, connect_timeout: limits.connect_timeout })
     }
 
     /// Where the node is: `http://host:port`.
@@ -149,9 +151,11 @@ impl NodeClient {
     }
 
     async fn exchange(&self, request: &Request, body: Chunks) -> Result<Bytes, ClientError> {
+        let mut url = self.url.clone();
+        url.set_path(path_of(request));
         let sent = self
             .http
-            .post(format!("{}{}", self.base, path_of(request)))
+            .post(url)
             .header(AUTHORIZATION, self.authorization.clone())
             .header(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"))
             .body(reqwest::Body::wrap(body))

@@ -81,12 +81,6 @@ pub trait DiskFile: Send + Sync {
     /// Whatever the disk answers.
     fn read_at(&self, into: &mut [u8], offset: u64) -> io::Result<usize>;
 
-    /// Reads as [`DiskFile::read_at`] if that needs no wait for the disk; answers whether `into` is
-    /// filled. A disk that cannot tell answers `false`.
-    fn read_at_once(&self, _into: &mut [u8], _offset: u64) -> bool {
-        false
-    }
-
     /// Writes all of `pieces`, one behind the other, from `offset` on.
     ///
     /// # Errors

@@ -199,10 +199,23 @@ pub fn decode(bytes: Bytes) -> Result<Part, PartError> {
 /// # Errors
 /// [`PartError`] when the structure is not that of a part.
 pub fn decode_structure(bytes: Bytes) -> Result<Part, PartError> {
-    let b: &[u8] = &bytes;
+    let len = peek_len(&bytes)?;
+    if bytes.len() != len {
+        return Err(PartError::Short { have: bytes.len(), need: len });
+    }
+    let (head, records) = decode_table(&bytes)?;
+    Ok(Part { head, records, bytes })
+}
+
+/// Head and records of a part of which at least head and table are there; their checksum is the
+/// caller's matter.
+///
+/// # Errors
+/// [`PartError`] when the structure is not that of a part.
+pub fn decode_table(b: &[u8]) -> Result<(PartHead, Vec<PartRecord>), PartError> {
     let len = peek_len(b)?;
-    if b.len() != len {
-        return Err(PartError::Short { have: b.len(), need: len });
+    if b.len() < PART_HEAD_LEN {
+        return Err(PartError::Short { have: b.len(), need: PART_HEAD_LEN });
     }
     let count = u32_at(b, 12) as usize;
     let shards_n = u16_at(b, 16) as usize;
@@ -212,6 +225,9 @@ pub fn decode_structure(bytes: Bytes) -> Result<Part, PartError> {
     let (Some(values), true) = (values, count <= PART_RECORDS_MAX) else {
         return Err(PartError::Damaged("table beyond the end"));
     };
+    if b.len() < values {
+        return Err(PartError::Short { have: b.len(), need: values });
+    }
     let head = PartHead {
         version: version_at(b, 24),
         predecessor: version_at(b, 40),
@@ -248,7 +264,7 @@ pub fn decode_structure(bytes: Bytes) -> Result<Part, PartError> {
     if at != values || value_at != len - 4 {
         return Err(PartError::Damaged("lengths do not add up"));
     }
-    Ok(Part { head, records, bytes })
+    Ok((head, records))
 }
 
 #[cfg(test)]

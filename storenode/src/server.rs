@@ -1,13 +1,16 @@
 //! HTTP in front of a store: bytes in, bytes out. The only file that knows axum and hyper.
 //!
 //! ```text
-//!   accept -> connection (deadlines) -> token -> lengths -> body -> lane -> blocking thread:
-//!   decode, Node::handle, encode -> reply in pieces
+//!   accept -> first head: shows it the token? -> a thread for the connection (deadlines):
+//!   token -> lengths -> body -> lane -> decode, Node::handle, encode -> reply in pieces
 //! ```
-//! The token is checked before a byte of the body is read. What arrives damaged is refused and
+//! Who has shown the token has a thread of its own, where its requests wait for the disk and for nobody's
+//! hand-over: on a busy machine each of those costs as much as the work. All others share one, and get
+//! one answer. The token is checked before a byte of the body is read. What arrives damaged is refused and
 //! costs the sender one request; a handler that panics costs one request as well. Everything that
 //! could grow has a bound: connections, requests in hand (by lane), bytes in hand, waiting time.
 
+mod arrival;
 mod guard;
 #[cfg(feature = "fuzzing")]
 pub mod in_memory;
@@ -16,24 +19,25 @@ mod places;
 #[cfg(all(test, feature = "client"))]
 mod tests;
 
+use self::arrival::{Arrival, arrival};
 use self::guard::{Gauge, Impatient};
 #[cfg(feature = "fuzzing")]
 pub(crate) use self::message::decode as decode_message;
 use self::message::{decode, overloaded, refusal, reply};
-use self::places::{Places, Stranger};
+use self::places::{Place, Places};
 use crate::buffers::{Buffers, Lent};
 use crate::frame::FRAME_PREFIX_LEN;
 use crate::metrics::{HttpMetrics, message_index, store_metrics};
 use crate::service::Service;
 use crate::token::Token;
 use crate::wire::{BULK_LEN_MAX, Envelope, HEAD_LEN_MAX, NodeError, Reply, Request};
+use axum::Router;
 use axum::body::{Body, HttpBody as _};
 use axum::extract::{Request as HttpRequest, State};
 use axum::http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::{Extension, Router};
 use bytes::Bytes;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::future::poll_fn;
@@ -42,23 +46,23 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::thread;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpListener;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 /// Longest body of a request, bytes.
 const REQUEST_LEN_MAX: usize = FRAME_PREFIX_LEN + HEAD_LEN_MAX + BULK_LEN_MAX;
 
-/// Longest request that is looked at before it goes to a blocking thread, bytes.
-const AT_ONCE_LEN_MAX: usize = 64 << 10;
 /// Background work rests this many times as long as its last step took, and at most so long.
 const REST_STEPS: u32 = 4;
 const REST_MAX: Duration = Duration::from_millis(250);
 
-/// What the server needs of a store. All calls but [`Node::handle_at_once`] block and may wait for the disk.
+/// What the server needs of a store. All calls block and may wait for the disk.
 pub trait Node: Send + Sync + 'static {
     /// Answers one message; see [`crate::wire`].
     ///
@@ -70,15 +74,6 @@ pub trait Node: Send + Sync + 'static {
         request: Request,
         bulk: Bytes,
     ) -> Result<(Reply, Vec<Bytes>), NodeError>;
-    /// The answer, where that needs no wait and little work; `None` = [`Node::handle`] is to be asked.
-    /// Called where other requests wait.
-    fn handle_at_once(
-        &self,
-        _envelope: &Envelope,
-        _request: &Request,
-    ) -> Option<Result<(Reply, Vec<Bytes>), NodeError>> {
-        None
-    }
     /// An injected delay: how long to wait before each reply; zero when there is none.
     fn reply_delay(&self) -> Duration;
     /// Called every [`ServerLimits::tick`] with the time since the start: short work only.
@@ -102,13 +97,6 @@ impl Node for Service {
         bulk: Bytes,
     ) -> Result<(Reply, Vec<Bytes>), NodeError> {
         Service::handle(self, envelope, request, bulk)
-    }
-    fn handle_at_once(
-        &self,
-        envelope: &Envelope,
-        request: &Request,
-    ) -> Option<Result<(Reply, Vec<Bytes>), NodeError>> {
-        Service::handle_at_once(self, envelope, request)
     }
     fn reply_delay(&self) -> Duration {
         Service::reply_delay(self)
@@ -174,14 +162,6 @@ impl Default for ServerLimits {
             maintain: Duration::from_secs(1),
             stop_grace: Duration::from_secs(5),
         }
-    }
-}
-
-impl ServerLimits {
-    /// Blocking threads that the runtime must allow so that no lane starves another.
-    #[must_use]
-    pub fn blocking_threads(&self) -> usize {
-        self.reads_max + self.writes_max + self.controls_max + 4
     }
 }
 
@@ -365,13 +345,30 @@ async fn background<N: Node, T: Send + 'static>(
     done.ok()
 }
 
-fn routes<N: Node>(shared: &Arc<Shared<N>>) -> Router {
-    Router::new()
-        .route("/v1/{name}", post(message::<N>))
-        .route("/healthz", get(async || "ok\n"))
-        .route("/metrics", get(metrics::<N>))
-        .fallback(async || (StatusCode::NOT_FOUND, "a tercet storage node: POST /v1/<message>\n"))
-        .with_state(Arc::clone(shared))
+/// What is answered to those who show the token, and to all others.
+#[derive(Clone)]
+struct Routes {
+    known: Router,
+    strangers: Router,
+}
+
+impl Routes {
+    fn new<N: Node>(shared: &Arc<Shared<N>>) -> Self {
+        let with = |message, metrics| {
+            Router::new()
+                .route("/v1/{name}", message)
+                .route("/healthz", get(async || "ok\n"))
+                .route("/metrics", metrics)
+                .fallback(async || {
+                    (StatusCode::NOT_FOUND, "a tercet storage node: POST /v1/<message>\n")
+                })
+                .with_state(Arc::clone(shared))
+        };
+        Self {
+            known: with(post(message::<N>), get(metrics::<N>)),
+            strangers: with(post(no_message::<N>), get(no_metrics::<N>)),
+        }
+    }
 }
 
 async fn accept_loop<N: Node>(
@@ -381,7 +378,7 @@ async fn accept_loop<N: Node>(
 ) {
     let limits = shared.limits;
     let places = Places::new(limits.connections_max);
-    let router = routes(&shared);
+    let routes = Routes::new(&shared);
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -399,14 +396,8 @@ async fn accept_loop<N: Node>(
                 if let Err(e) = stream.set_nodelay(true) {
                     tracing::debug!("cannot set TCP_NODELAY: {e}");
                 }
-                let router = router.clone().layer(Extension(place.stranger()));
-                let one = connection(stream, router, Arc::clone(&shared), stopped.clone());
-                connections.spawn(async move {
-                    tokio::select! {
-                        () = one => {}
-                        () = place.wanted() => {}
-                    }
-                });
+                let (shared, stopped) = (Arc::clone(&shared), stopped.clone());
+                connections.spawn(take_in(stream, place, routes.clone(), shared, stopped));
             }
             Err(e) => {
                 // Out of descriptors, most likely: nothing to gain from asking again at once.
@@ -429,19 +420,70 @@ async fn accept_loop<N: Node>(
     }
 }
 
-async fn connection<N: Node, S: AsyncRead + AsyncWrite + Unpin>(
-    stream: S,
-    router: Router,
+/// Finds out who comes, and sees the connection served to its end.
+async fn take_in<N: Node>(
+    stream: TcpStream,
+    place: Place,
+    routes: Routes,
+    shared: Arc<Shared<N>>,
+    stopped: watch::Receiver<bool>,
+) {
+    let open = Gauge::up(Arc::clone(&shared), |m| &m.connections);
+    let greeted = tokio::select! {
+        greeted = greet(stream, &shared, stopped.clone()) => greeted,
+        () = place.wanted() => None,
+    };
+    let Some((stream, known)) = greeted else { return };
+    let serving = serve(stream, known, routes, shared, stopped);
+    if !known {
+        tokio::select! {
+            () = serving => {}
+            () = place.wanted() => {}
+        }
+    } else if place.keep() {
+        let (ended, end) = oneshot::channel::<()>();
+        let runtime = Handle::current();
+        let work = move || {
+            let _kept = (open, place, ended);
+            runtime.block_on(serving);
+        };
+        match thread::Builder::new().name("connection".into()).spawn(work) {
+            // It says nothing; it is dropped in the end.
+            Ok(_) => drop(end.await),
+            Err(e) => tracing::warn!("cannot start a thread for a connection: {e}"),
+        }
+    }
+}
+
+/// Reads the first head; the stream gives it again. `None` when there is none, or it takes too long.
+async fn greet<N: Node, S: AsyncRead + Unpin>(
+    mut stream: S,
+    shared: &Shared<N>,
+    mut stopped: watch::Receiver<bool>,
+) -> Option<(Impatient<S>, bool)> {
+    // TLS would wrap the stream here; nothing below knows what carries the bytes.
+    let arrived = tokio::select! {
+        arrived = timeout(shared.limits.head_timeout, arrival(&mut stream, &shared.token)) => arrived,
+        () = until(&mut stopped) => return None,
+    };
+    let Ok(Ok(Some(Arrival { head, known }))) = arrived else { return None };
+    Some((Impatient::new(stream, head, shared.limits.write_stall_timeout), known))
+}
+
+async fn serve<N: Node, S: AsyncRead + AsyncWrite + Unpin>(
+    stream: Impatient<S>,
+    known: bool,
+    routes: Routes,
     shared: Arc<Shared<N>>,
     mut stopped: watch::Receiver<bool>,
 ) {
-    let _open = Gauge::up(Arc::clone(&shared), |m| &m.connections);
-    // TLS would wrap the stream here; nothing below knows what carries the bytes.
-    let io = TokioIo::new(Impatient::new(stream, shared.limits.write_stall_timeout));
+    let router = if known { routes.known } else { routes.strangers };
     let service = hyper_util::service::TowerToHyperService::new(router);
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(shared.limits.head_timeout);
-    let mut serving = pin!(http.serve_connection(io, service));
+    // Who shows the token with a later request comes again, and is known.
+    http.keep_alive(known);
+    let mut serving = pin!(http.serve_connection(TokioIo::new(stream), service));
     let ended = tokio::select! {
         ended = serving.as_mut() => ended,
         () = until(&mut stopped) => {
@@ -454,25 +496,31 @@ async fn connection<N: Node, S: AsyncRead + AsyncWrite + Unpin>(
     }
 }
 
-/// Did the sender show the token? Then its connection keeps its place.
+/// Does this request show the token, as the first one on its connection did?
 fn authorized<N: Node>(shared: &Shared<N>, request: &HttpRequest) -> bool {
     let shown = request.headers().get(AUTHORIZATION).map(HeaderValue::as_bytes);
     let ok = shared.token.allows(shown);
-    if let (true, Some(stranger)) = (ok, request.extensions().get::<Stranger>()) {
-        stranger.is_known();
-    }
     if !ok {
         shared.metrics.unauthorized.fetch_add(1, Relaxed);
     }
     ok
 }
 
+async fn no_message<N: Node>(State(shared): State<Arc<Shared<N>>>) -> Response {
+    shared.metrics.unauthorized.fetch_add(1, Relaxed);
+    refusal(StatusCode::UNAUTHORIZED, &NodeError::Unauthorized)
+}
+
+async fn no_metrics<N: Node>(State(shared): State<Arc<Shared<N>>>) -> Response {
+    shared.metrics.unauthorized.fetch_add(1, Relaxed);
+    (StatusCode::UNAUTHORIZED, "the token is missing or wrong\n").into_response()
+}
+
 async fn metrics<N: Node>(State(shared): State<Arc<Shared<N>>>, request: HttpRequest) -> Response {
     if !authorized(&shared, &request) {
-        return (StatusCode::UNAUTHORIZED, "the token is missing or wrong\n").into_response();
+        return no_metrics(State(shared)).await;
     }
-    let node = Arc::clone(&shared.node);
-    let own = tokio::task::spawn_blocking(move || node.metrics()).await.unwrap_or_default();
+    let own = shared.node.metrics();
     let text = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     ([(CONTENT_TYPE, text)], shared.metrics.render() + &own).into_response()
 }
@@ -523,35 +571,13 @@ async fn message<N: Node>(State(shared): State<Arc<Shared<N>>>, request: HttpReq
         _room: room,
         _gauge: Gauge::up(Arc::clone(&shared), |m| &m.in_flight),
     };
-    let node = Arc::clone(&shared.node);
-    // A read of what is in memory is cheaper than handing it to another thread.
-    let decoded = (is_read(&path) && len <= AT_ONCE_LEN_MAX).then(|| decode(&path, &body));
-    let at_once = match &decoded {
-        // A panic here must cost one request, as it does there.
-        Some(Ok((e, r, _))) => {
-            catch_unwind(AssertUnwindSafe(|| node.handle_at_once(e, r))).map_err(drop)
-        }
-        _ => Ok(None),
-    };
-    let worked = match at_once {
-        Ok(Some(answer)) => Ok((answer, in_hand)),
-        // The places go along: a sender that leaves does not free them while the node still works.
-        Ok(None) => tokio::task::spawn_blocking(move || {
-            let message = decoded.unwrap_or_else(|| decode(&path, &body));
-            (message.and_then(|(e, r, bulk)| node.handle(e, r, bulk)), in_hand)
-        })
-        .await
-        .map_err(drop),
-        Err(()) => Err(()),
-    };
-    let (answer, in_hand) = match worked {
-        Ok(done) => done,
-        Err(()) => {
-            metrics.panics.fetch_add(1, Relaxed);
-            tracing::error!("handling a message panicked; it is refused and the node goes on");
-            let what = "internal error, see the log of the node".into();
-            return refusal(StatusCode::INTERNAL_SERVER_ERROR, &NodeError::Failed { what });
-        }
+    // This thread is the connection's: who waits for the disk here keeps nobody else waiting.
+    let work = || decode(&path, &body).and_then(|(e, r, bulk)| shared.node.handle(e, r, bulk));
+    let Ok(answer) = catch_unwind(AssertUnwindSafe(work)) else {
+        metrics.panics.fetch_add(1, Relaxed);
+        tracing::error!("handling a message panicked; it is refused and the node goes on");
+        let what = "internal error, see the log of the node".into();
+        return refusal(StatusCode::INTERNAL_SERVER_ERROR, &NodeError::Failed { what });
     };
     if let Err(e) = &answer {
         tracing::debug!(message = index.map(|i| crate::metrics::MESSAGES[i]), "refused: {e}");
@@ -562,11 +588,6 @@ async fn message<N: Node>(State(shared): State<Arc<Shared<N>>>, request: HttpReq
         sleep(delay).await;
     }
     reply(&shared, answer, in_hand)
-}
-
-/// A message that may be answered at once, by its path.
-fn is_read(path: &str) -> bool {
-    matches!(path, "/v1/read" | "/v1/digests")
 }
 
 /// What a request holds until its reply has left.

@@ -190,31 +190,6 @@ impl Service {
         answer
     }
 
-    /// The same at once, where that needs no wait for the disk or for others: reads of what is in
-    /// memory. `None` = ask [`Service::handle`], also for every refusal.
-    #[must_use]
-    pub fn handle_at_once(&self, e: &Envelope, request: &Request) -> Option<Answer> {
-        let (keys, through, values) = match request {
-            Request::Read { keys, through } => (keys, *through, true),
-            Request::Digests { keys, through } => (keys, *through, false),
-            _ => return None,
-        };
-        let engine = Arc::clone(&*self.engine.try_read()?);
-        let allowed = e.format == WIRE_FORMAT
-            && e.epoch != 0
-            && keys.len() <= READ_KEYS_MAX
-            && !self.refuse.load(Ordering::Relaxed)
-            && self.check_place(e).is_ok()
-            && self.check_alive(&engine).is_ok()
-            && self.gate(e, false).is_ok();
-        if !allowed {
-            return None;
-        }
-        let (applied, items, values) = engine.read_at_once(keys, values, through)?;
-        self.requests.fetch_add(1, Ordering::Relaxed);
-        Some(Ok((Reply::Found { applied, items }, values)))
-    }
-
     fn engine(&self) -> Arc<Engine> {
         Arc::clone(&self.engine.read())
     }

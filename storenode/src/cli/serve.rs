@@ -20,6 +20,10 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 /// Files that a node may want open: connections and log segments.
 const OPEN_FILES_WANTED: u64 = 8192;
 
+/// Threads that take connections in and see which of them has something to say; each that has shown the
+/// token is served by a thread of its own.
+const TAKING_IN: usize = 2;
+
 #[derive(Args, Debug)]
 #[command(after_help = HELP)]
 pub(super) struct ServeArgs {
@@ -67,7 +71,7 @@ pub(super) fn serve(args: &ServeArgs) -> Outcome {
     let limits = limits(raise_open_files());
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
-        .max_blocking_threads(limits.blocking_threads())
+        .worker_threads(TAKING_IN)
         .thread_name("node")
         .build()
         .map_err(|e| Failure::usage(format!("cannot start threads: {e}")))?;

@@ -3,9 +3,8 @@
 use super::{Disk, DiskFile, DiskSpace};
 use parking_lot::Mutex;
 use rustix::fs::{FallocateFlags, FlockOperation, OFlags};
-use rustix::io::ReadWriteFlags;
 use std::fs::{File, OpenOptions};
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io::{self, IoSlice};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -319,12 +318,6 @@ impl DiskFile for RealFile {
             }
         }
         Ok(done)
-    }
-
-    fn read_at_once(&self, into: &mut [u8], offset: u64) -> bool {
-        let mut slices = [IoSliceMut::new(into)];
-        let got = rustix::io::preadv2(&self.file, &mut slices, offset, ReadWriteFlags::NOWAIT);
-        got == Ok(into.len())
     }
 
     fn write_at(&self, pieces: &[&[u8]], offset: u64) -> io::Result<()> {

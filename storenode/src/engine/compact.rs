@@ -8,7 +8,9 @@ use super::chain::Place;
 use super::entry::{Kind, Row, Snapshot, decode_rows, encode_rows};
 use super::index::Slot;
 use super::log::NewEntry;
-use super::segment::{Item, Scan, payload_of, scan, scan_tables, segment_name, sidecar_name};
+use super::segment::{
+    Item, Scanned, Table, TableScan, scan, segment_name, sidecar_name, tables_of,
+};
 use super::sidecar::{SidePart, SideRow, Sidecar};
 use super::{Engine, SegmentFile, failed};
 use crate::disk::{Disk, read_file};
@@ -29,6 +31,8 @@ const BURY_STEP: usize = 4096;
 /// Bytes moved in one step, under one hold of the writer lock: appends wait so long, and the next sync
 /// takes them to the disk.
 const MOVE_STEP: usize = 512 << 10;
+/// Bytes of a sealed segment read in one step to make its sidecar.
+const READ_STEP: u64 = 256 << 10;
 /// Bytes of a removed segment given back in one step.
 const FREE_STEP: u64 = 1 << 20;
 /// Choices that pass over a segment of which a value could not be read; about a second each when idle.
@@ -41,6 +45,8 @@ pub(super) const SEGMENT_MAX: u64 = 2 << 30;
 /// What background work has begun. A crash leaves what was moved twice, which is the same record.
 #[derive(Default)]
 pub(crate) struct Compacting {
+    /// To make a sidecar.
+    reading: Option<TableScan>,
     moving: Option<Moving>,
     /// It has no name any more; its space is given back step by step.
     removed: Option<Arc<SegmentFile>>,
@@ -71,7 +77,7 @@ impl Engine {
         let mut more = self.bury();
         self.mark()?;
         if let Some(number) = self.next_without_sidecar() {
-            self.make_sidecar(number, None)?;
+            self.sidecar_step(number, &mut compacting.reading)?;
             return Ok(true);
         }
         // After an error it is chosen again, and begins again with what is still there.
@@ -141,43 +147,80 @@ impl Engine {
         (!pending && settled && core.again.is_empty()).then_some(number)
     }
 
-    /// Writes the sidecar of a sealed segment.
+    /// Reads on in a sealed segment, and writes its sidecar when all of it was read.
+    fn sidecar_step(&self, number: u32, reading: &mut Option<TableScan>) -> Result<(), NodeError> {
+        let Some(file) = self.files.read().get(&number).cloned() else { return Ok(()) };
+        let mut scan = match reading.take() {
+            Some(begun) if begun.number == number => begun,
+            _ => self.table_scan(number, &file),
+        };
+        let io = |e: std::io::Error| failed(format!("{}: {e}", segment_name(number)));
+        match scan.step(&*file.file, READ_STEP).map_err(io)? {
+            Scanned::Partly => *reading = Some(scan),
+            Scanned::Whole => self.write_sidecar(number, &file, None, Some(scan))?,
+            Scanned::NotWhole => self.write_sidecar(number, &file, None, None)?,
+        }
+        Ok(())
+    }
+
+    fn table_scan(&self, number: u32, file: &SegmentFile) -> TableScan {
+        TableScan::new(self.owner.store, number, file.len.load(Ordering::Relaxed))
+    }
+
+    /// Writes the sidecar of a sealed segment, at once.
     pub(super) fn make_sidecar(&self, number: u32, end: Option<Snapshot>) -> Result<(), NodeError> {
         let Some(file) = self.files.read().get(&number).cloned() else { return Ok(()) };
+        let mut scan = self.table_scan(number, &file);
+        let io = |e: std::io::Error| failed(format!("{}: {e}", segment_name(number)));
+        let whole = scan.step(&*file.file, u64::MAX).map_err(io)? == Scanned::Whole;
+        self.write_sidecar(number, &file, end, whole.then_some(scan))
+    }
+
+    /// `read`: the whole segment; `None` when there is damage in it.
+    fn write_sidecar(
+        &self,
+        number: u32,
+        file: &SegmentFile,
+        end: Option<Snapshot>,
+        read: Option<TableScan>,
+    ) -> Result<(), NodeError> {
         let began = Instant::now();
         let io = |e: std::io::Error| failed(format!("{}: {e}", segment_name(number)));
         let len = file.len.load(Ordering::Relaxed);
-        let tables = scan_tables(&*file.file, len, self.owner.store, number).map_err(io)?;
-        let (bytes, s) = match tables {
-            Some(tables) => tables,
+        let (tables, ordinal, gaps) = match read {
+            Some(read) => {
+                let (tables, ordinal) = read.finish();
+                (tables, ordinal, false)
+            }
             None => {
                 let all = read_file(&*self.disk, &segment_name(number), SEGMENT_MAX).map_err(io)?;
                 let bytes = Bytes::from(all);
                 let s = scan(&bytes, self.owner.store, number, Some(len), false, 0);
-                (bytes, s)
+                let gaps = s.items.iter().any(|i| matches!(i, Item::Gap { .. }));
+                (tables_of(&bytes, &s), s.ordinal, gaps)
             }
         };
-        let mut rows = self.rows_of(&s, &bytes, number);
-        if s.items.iter().any(|i| matches!(i, Item::Gap { .. })) {
-            // The index knows what was current in the damaged stretch.
-            file.damaged.store(true, Ordering::Relaxed);
-            rows.extend(self.indexed_in(number));
-            rows.sort_by(|a, b| (&a.key, a.version, a.offset).cmp(&(&b.key, b.version, b.offset)));
-            rows.dedup();
-        }
         let base = self.core.lock().chain.sum.base;
         let ended_at = {
             let mut bases = file.bases.lock();
             bases.1 = base;
             bases.0
         };
+        let (mut rows, parts) = self.rows_and_parts(&tables, number, ended_at);
+        if gaps {
+            // The index knows what was current in the damaged stretch.
+            file.damaged.store(true, Ordering::Relaxed);
+            rows.extend(self.indexed_in(number));
+            rows.sort_by(|a, b| (&a.key, a.version, a.offset).cmp(&(&b.key, b.version, b.offset)));
+            rows.dedup();
+        }
         let sidecar = Sidecar {
             store: self.owner.store,
             segment: number,
             segment_len: len,
-            parts: self.parts_of(&s, &bytes, number, ended_at),
+            parts,
             end,
-            ordinal: s.ordinal,
+            ordinal,
             rows,
         };
         file.held.store(sidecar.held(), Ordering::Relaxed);
@@ -195,20 +238,24 @@ impl Engine {
         Ok(())
     }
 
-    /// Current records of a segment, and its tombstones that nothing newer hides.
-    fn rows_of(&self, s: &Scan, bytes: &Bytes, number: u32) -> Vec<SideRow> {
+    /// Current records of a segment, its tombstones that nothing newer hides, and its parts above
+    /// `ended_at`: those that were pending at its end.
+    fn rows_and_parts(
+        &self,
+        tables: &[Table],
+        number: u32,
+        ended_at: Version,
+    ) -> (Vec<SideRow>, Vec<SidePart>) {
         let voids = self.core.lock().chain.sum.voids.clone();
         let graves = self.core.lock().graves.clone();
-        let mut rows = Vec::new();
-        for item in &s.items {
-            let Item::Entry { offset, header, .. } = item else { continue };
-            let payload = payload_of(bytes, *offset, header);
+        let (mut rows, mut parts) = (Vec::new(), Vec::new());
+        for Table { offset, header, bytes } in tables {
             let base = (*offset as usize + super::entry::HEADER_LEN) as u32;
             let place = Place { segment: number, offset: base };
             let index = self.index.read();
-            let mut row = |key: &[u8], version: Version, digest, at: u32, len: Option<u32>| {
+            let mut row = |key: Vec<u8>, version: Version, digest, at: u32, len: Option<u32>| {
                 let place = Place { segment: number, offset: base + at };
-                let keep = match (index.get(key), len) {
+                let keep = match (index.get(&key), len) {
                     (Some(slot), _) if slot.version() == version && slot.place() == place => true,
                     // A tombstone must outlive whatever older copy may lie before it.
                     (Some(slot), None) => slot.version() < version,
@@ -217,48 +264,36 @@ impl Engine {
                 };
                 let dead = || graves.iter().any(|g| g.before > place && g.key == key);
                 if keep && !dead() {
-                    let key = key.to_vec();
                     rows.push(SideRow { key, version, digest, offset: base + at, len });
                 }
             };
             match header.kind {
                 Kind::Part if !voids.contains(&place) => {
-                    let Ok(p) = part::decode_structure(payload) else { continue };
-                    for r in &p.records {
+                    let Ok((head, records)) = part::decode_table(bytes) else { continue };
+                    let PartHead { version, predecessor, floor, .. } = head;
+                    for r in records {
                         let (at, len) = r.value.map_or((0, None), |(at, n)| (at, Some(n)));
-                        row(&r.key, p.head.version, r.digest, at, len);
+                        row(r.key, version, r.digest, at, len);
+                    }
+                    if version > ended_at {
+                        parts.push(SidePart {
+                            version,
+                            predecessor,
+                            place,
+                            len: header.len,
+                            floor,
+                        });
                     }
                 }
                 Kind::Records => {
-                    for r in decode_rows(&payload, header.len).unwrap_or_default() {
-                        row(&r.key, r.version, r.digest, r.at, r.len);
+                    for r in decode_rows(bytes, header.len).unwrap_or_default() {
+                        row(r.key, r.version, r.digest, r.at, r.len);
                     }
                 }
                 _ => {}
             }
         }
-        rows
-    }
-
-    /// Parts that were pending at the end of a segment.
-    fn parts_of(&self, s: &Scan, bytes: &Bytes, number: u32, ended_at: Version) -> Vec<SidePart> {
-        let voids = self.core.lock().chain.sum.voids.clone();
-        let mut parts = Vec::new();
-        for item in &s.items {
-            let Item::Entry { offset, header, .. } = item else { continue };
-            let base = (*offset as usize + super::entry::HEADER_LEN) as u32;
-            let place = Place { segment: number, offset: base };
-            if header.kind != Kind::Part || voids.contains(&place) {
-                continue;
-            }
-            if let Ok(p) = part::decode_structure(payload_of(bytes, *offset, header))
-                && p.head.version > ended_at
-            {
-                let PartHead { version, predecessor, floor, .. } = p.head;
-                parts.push(SidePart { version, predecessor, place, len: header.len, floor });
-            }
-        }
-        parts
+        (rows, parts)
     }
 
     /// Records that the index places in a segment.
@@ -454,7 +489,7 @@ impl Engine {
         let io = |e: std::io::Error| failed(format!("{name}: {e}"));
         let bytes = Bytes::from(read_file(&*self.disk, &name, SEGMENT_MAX).map_err(io)?);
         let s = scan(&bytes, self.owner.store, number, None, false, 0);
-        let mut rows = self.rows_of(&s, &bytes, number);
+        let (mut rows, _) = self.rows_and_parts(&tables_of(&bytes, &s), number, Version::ZERO);
         rows.extend(self.indexed_in(number));
         Ok(rows)
     }

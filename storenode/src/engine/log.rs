@@ -320,6 +320,12 @@ impl Log {
         let copied;
         // One small write is cheaper than a list of pieces.
         if total <= 64 << 10 {
+            // What is reserved is zeros, and stays so through the end of the page: a page that was cleared
+            // past the kernel's cache would be read from the disk first, were only a part of it written.
+            let page = at.next_multiple_of(CLEAR_ALIGN);
+            if page <= active.allocated {
+                pieces.push(&CLEARED[..(page - at) as usize]);
+            }
             copied = pieces.concat();
             pieces = vec![&copied];
         }

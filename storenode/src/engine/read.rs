@@ -18,8 +18,6 @@ const SCAN_BYTES_MAX: usize = 4 << 20;
 const VISITS_MAX: usize = 64 << 10;
 /// The heads of one reply take about so many bytes at most, well below the limit of a frame's head.
 const HEADS_BYTES_MAX: usize = 3 << 20;
-/// More bytes of values are not copied where others wait, even when no disk is needed.
-const AT_ONCE_BYTES_MAX: usize = 2 << 20;
 /// A tail stops after about so many bytes of parts.
 const TAIL_BYTES_MAX: usize = 16 << 20;
 
@@ -155,41 +153,6 @@ impl Engine {
             }
         }
         Ok((applied, items, bulk))
-    }
-
-    /// As [`Engine::read`] through `through`, if it needs no wait: neither for a lock nor for the
-    /// disk, and the node stands there already.
-    pub(crate) fn read_at_once(
-        &self,
-        keys: &[Key],
-        values: bool,
-        through: Version,
-    ) -> Option<(Version, Vec<Found>, Vec<Bytes>)> {
-        let core = self.core.try_lock()?;
-        let applied = core.chain.applied();
-        if applied < through {
-            return None;
-        }
-        let index = self.index.try_read()?;
-        drop(core);
-        let found = self.look_up(index, keys);
-        if !values {
-            return Some((applied, found.items, Vec::new()));
-        }
-        if found.bytes > AT_ONCE_BYTES_MAX {
-            return None;
-        }
-        let mut bulk = Vec::new();
-        for run in found.runs() {
-            let place = run[0].1;
-            let file = &found.file(place)?.file;
-            bulk.push(
-                self.buffers
-                    .fill(length(run), |into| file.read_at_once(into, u64::from(place.offset)))?,
-            );
-        }
-        self.count_reads(&found);
-        Some((applied, found.items, bulk))
     }
 
     /// What the index says about keys, and the files that their values are in.

@@ -9,11 +9,12 @@ use crate::part;
 use crate::wire::{BankId, StoreId, VolumeId};
 use bytes::Bytes;
 use std::io;
+use std::ops::Range;
 
 /// Length of a segment's head; the first entry stands behind it.
 pub(crate) const SEGMENT_HEAD_LEN: u64 = 64;
 const SEGMENT_MAGIC: [u8; 4] = *b"TSG1";
-/// Read at once by [`scan_tables`], bytes.
+/// Read at once by [`TableScan`], bytes.
 const TABLES_STEP: u64 = 64 << 10;
 /// Behind an entry with at least so many bytes of values only the next one's header is read, with what
 /// most tables have.
@@ -175,55 +176,147 @@ pub(crate) fn scan(
     s
 }
 
-/// [`scan`] of a sealed segment of `len` bytes that reads only heads and tables; values are left out of
-/// the bytes it answers (zeros), and `full` is what it does not know. `None` when anything in there is
-/// not a whole entry: then only all of it can tell what is damaged.
-///
-/// # Errors
-/// When the file cannot be read.
-pub(crate) fn scan_tables(
-    file: &dyn DiskFile,
-    len: u64,
-    store: StoreId,
-    number: u32,
-) -> io::Result<Option<(Bytes, Scan)>> {
-    let seed = seed(store, number);
-    // Memory that is never touched costs nothing.
-    let mut bytes = vec![0; len as usize];
-    let mut s = Scan { synced: len, end: SEGMENT_HEAD_LEN, ..Scan::default() };
-    let mut read_through = 0;
-    // Where entries hold long values, reading on would read those.
-    let mut load = |bytes: &mut [u8], from: u64, to: u64, step: u64| -> io::Result<bool> {
-        let from = from.max(read_through);
-        if from < to {
-            let ahead = to.max(from + step).min(len);
-            let into = &mut bytes[from as usize..ahead as usize];
-            read_through = from + file.read_at(into, from)? as u64;
+/// An entry without its values.
+pub(crate) struct Table {
+    /// Of its header.
+    pub(crate) offset: u64,
+    pub(crate) header: Header,
+    /// The checked bytes of its payload.
+    pub(crate) bytes: Bytes,
+}
+
+/// The tables of a segment that was scanned.
+pub(crate) fn tables_of(bytes: &Bytes, s: &Scan) -> Vec<Table> {
+    let table = |item: &Item| match *item {
+        Item::Entry { offset, header, .. } => {
+            let payload = payload_of(bytes, offset, &header);
+            Some(Table { offset, header, bytes: payload.slice(..header.checked as usize) })
         }
-        Ok(read_through >= to)
+        Item::Gap { .. } => None,
     };
-    let mut step = TABLES_STEP;
-    while s.end < len {
-        let (offset, payload) = (s.end, s.end + HEADER_LEN as u64);
-        if payload > len || !load(&mut bytes, offset, payload, step)? {
-            return Ok(None);
+    s.items.iter().filter_map(table).collect()
+}
+
+/// A scan of a sealed segment that reads only heads and tables, in steps.
+pub(crate) struct TableScan {
+    pub(crate) number: u32,
+    seed: u32,
+    len: u64,
+    /// Where the next entry begins.
+    at: u64,
+    ordinal: u64,
+    /// What was read last, and where it begins.
+    window: Vec<u8>,
+    window_at: u64,
+    /// So much is read at once from where it is needed on.
+    ahead: u64,
+    /// All tables so far, and which of them is where.
+    bytes: Vec<u8>,
+    found: Vec<(u64, Header, Range<usize>)>,
+}
+
+/// How far a scan came.
+#[derive(PartialEq, Eq, Debug)]
+pub(crate) enum Scanned {
+    Partly,
+    Whole,
+    /// Something in there is not a whole entry: only all of the segment can tell what is damaged.
+    NotWhole,
+}
+
+impl TableScan {
+    /// `len`: of the segment.
+    pub(crate) fn new(store: StoreId, number: u32, len: u64) -> Self {
+        Self {
+            number,
+            seed: seed(store, number),
+            len,
+            at: SEGMENT_HEAD_LEN,
+            ordinal: 0,
+            window: Vec::new(),
+            window_at: 0,
+            ahead: TABLES_STEP,
+            bytes: Vec::new(),
+            found: Vec::new(),
         }
-        let header = Header::decode(&bytes[offset as usize..], seed, offset);
-        let Some(header) = header.filter(|h| h.ordinal > s.ordinal) else { return Ok(None) };
-        let checked = payload + u64::from(header.checked);
-        s.end = offset + entry_len(header.len as usize);
-        let values = u64::from(header.len).saturating_sub(u64::from(header.checked));
-        step = if values >= VALUES_SKIPPED { TABLE_STEP } else { TABLES_STEP };
-        if s.end > len || checked > s.end || !load(&mut bytes, payload, checked, 0)? {
-            return Ok(None);
-        }
-        if crc32c::crc32c(&bytes[payload as usize..checked as usize]) != header.checked_crc {
-            return Ok(None);
-        }
-        s.ordinal = header.ordinal;
-        s.items.push(Item::Entry { offset, header, full: true });
     }
-    Ok(Some((Bytes::from(bytes), s)))
+
+    /// Makes sure that `from..to` is in the window; answers how many bytes were read for it, and `None`
+    /// when the file ends before.
+    fn load(&mut self, file: &dyn DiskFile, from: u64, to: u64) -> io::Result<Option<u64>> {
+        let end = self.window_at + self.window.len() as u64;
+        if self.window_at <= from && to <= end {
+            return Ok(Some(0));
+        }
+        // Where entries hold long values, reading on would read those.
+        let through = to.max(from + self.ahead).min(self.len);
+        self.window.resize((through - from) as usize, 0);
+        self.window_at = from;
+        let read = file.read_at(&mut self.window, from)?;
+        self.window.truncate(read);
+        Ok((from + read as u64 >= to).then_some(read as u64))
+    }
+
+    fn in_window(&self, from: u64, to: u64) -> &[u8] {
+        &self.window[(from - self.window_at) as usize..(to - self.window_at) as usize]
+    }
+
+    /// Reads on, about `budget` bytes.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub(crate) fn step(&mut self, file: &dyn DiskFile, budget: u64) -> io::Result<Scanned> {
+        let mut used = 0;
+        while self.at < self.len {
+            if used >= budget {
+                return Ok(Scanned::Partly);
+            }
+            let (offset, payload) = (self.at, self.at + HEADER_LEN as u64);
+            if payload > self.len {
+                return Ok(Scanned::NotWhole);
+            }
+            let Some(read) = self.load(file, offset, payload)? else {
+                return Ok(Scanned::NotWhole);
+            };
+            used += read;
+            let header = Header::decode(self.in_window(offset, payload), self.seed, offset);
+            let Some(header) = header.filter(|h| h.ordinal > self.ordinal) else {
+                return Ok(Scanned::NotWhole);
+            };
+            let checked = payload + u64::from(header.checked);
+            self.at = offset + entry_len(header.len as usize);
+            if self.at > self.len || checked > self.at {
+                return Ok(Scanned::NotWhole);
+            }
+            let Some(read) = self.load(file, payload, checked)? else {
+                return Ok(Scanned::NotWhole);
+            };
+            used += read;
+            let values = u64::from(header.len).saturating_sub(u64::from(header.checked));
+            self.ahead = if values >= VALUES_SKIPPED { TABLE_STEP } else { TABLES_STEP };
+            let table =
+                &self.window[(payload - self.window_at) as usize..][..header.checked as usize];
+            if crc32c::crc32c(table) != header.checked_crc {
+                return Ok(Scanned::NotWhole);
+            }
+            self.ordinal = header.ordinal;
+            let from = self.bytes.len();
+            self.bytes.extend_from_slice(table);
+            self.found.push((offset, header, from..self.bytes.len()));
+        }
+        Ok(Scanned::Whole)
+    }
+
+    /// The tables, and the highest ordinal.
+    pub(crate) fn finish(self) -> (Vec<Table>, u64) {
+        let bytes = Bytes::from(self.bytes);
+        let table = |(offset, header, at): (_, _, Range<usize>)| Table {
+            offset,
+            header,
+            bytes: bytes.slice(at),
+        };
+        (self.found.into_iter().map(table).collect(), self.ordinal)
+    }
 }
 
 /// Checksum of a whole payload as the header has it.
@@ -362,17 +455,38 @@ mod tests {
         let disk = crate::disk::MemoryDisk::default();
         let (good, at) = build(&[0; 6]);
         let len = *at.last().unwrap();
+        // The whole in one step, and in as many as it can take.
         let tables = |name: &str, b: &[u8]| {
             let file = crate::disk::Disk::create(&disk, name).unwrap();
             file.write_at(&[b], 0).unwrap();
-            scan_tables(&*file, len, STORE, 9)
-                .unwrap()
-                .map(|(bytes, s)| (bytes, s.items, s.ordinal))
+            let all = [u64::MAX, 1].map(|budget| {
+                let mut scan = TableScan::new(STORE, 9, len);
+                let mut steps = 1;
+                scan.ahead = budget.min(TABLES_STEP);
+                let end = loop {
+                    match scan.step(&*file, budget).unwrap() {
+                        Scanned::Partly => steps += 1,
+                        end => break end,
+                    }
+                };
+                let (tables, ordinal) = scan.finish();
+                let tables: Vec<_> =
+                    tables.into_iter().map(|t| (t.offset, t.header, t.bytes)).collect();
+                (steps, (end == Scanned::Whole).then_some((tables, ordinal)))
+            });
+            let [(1, once), (steps, stepwise)] = all else { panic!("one step of all took more") };
+            assert_eq!(once, stepwise);
+            (steps, once)
         };
-        let whole = scan(&Bytes::copy_from_slice(&good), STORE, 9, Some(len), false, 0);
-        let (bytes, items, ordinal) = tables("good", &good).unwrap();
-        assert_eq!((items, ordinal), (whole.items, whole.ordinal));
-        assert_eq!(bytes[64..], good[64..]);
+        let bytes = Bytes::copy_from_slice(&good);
+        let whole = scan(&bytes, STORE, 9, Some(len), false, 0);
+        let want = tables_of(&bytes, &whole);
+        let want: Vec<_> = want.into_iter().map(|t| (t.offset, t.header, t.bytes)).collect();
+        assert_eq!(want.len(), 6);
+        let (steps, got) = tables("good", &good);
+        assert_eq!(got.unwrap(), (want, whole.ordinal));
+        assert!(steps > 1);
+        let tables = |name: &str, b: &[u8]| tables(name, b).1;
         let padding = |byte: usize| {
             at.windows(2)
                 .enumerate()

@@ -1,8 +1,9 @@
 //! Two small guards: a gauge that goes down by itself, and a stream that gives up on a peer that
-//! takes nothing.
+//! takes nothing and gives again what was read of it before.
 
 use super::Shared;
 use crate::metrics::HttpMetrics;
+use bytes::{Buf, Bytes};
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
@@ -36,13 +37,15 @@ impl<N> Drop for Gauge<N> {
 /// bound here: heads and bodies have their own.
 pub(super) struct Impatient<S> {
     stream: S,
+    /// Comes before what is read from it.
+    head: Bytes,
     patience: Duration,
     stalled: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> Impatient<S> {
-    pub(super) fn new(stream: S, patience: Duration) -> Self {
-        Self { stream, patience, stalled: None }
+    pub(super) fn new(stream: S, head: Bytes, patience: Duration) -> Self {
+        Self { stream, head, patience, stalled: None }
     }
 
     fn bound<T>(
@@ -67,7 +70,13 @@ impl<S: AsyncRead + Unpin> AsyncRead for Impatient<S> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        if self.head.is_empty() {
+            return Pin::new(&mut self.stream).poll_read(cx, buf);
+        }
+        let n = self.head.len().min(buf.remaining());
+        buf.put_slice(&self.head[..n]);
+        self.head.advance(n);
+        Poll::Ready(Ok(()))
     }
 }
 

@@ -1,9 +1,8 @@
 //! The server behind a pipe in memory instead of a socket: what arrives is read by the same code,
 //! with the same bounds. For the fuzz target `http`.
 
-use super::{Node, ServerLimits, Shared, connection, routes};
+use super::{Node, Routes, ServerLimits, Shared, greet, serve};
 use crate::token::Token;
-use axum::Router;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
@@ -18,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// A server without a listener.
 pub struct InMemory<N> {
     shared: Arc<Shared<N>>,
-    router: Router,
+    routes: Routes,
     stop: watch::Sender<bool>,
 }
 
@@ -26,7 +25,7 @@ impl<N: Node> InMemory<N> {
     /// In front of `node`.
     pub fn new(node: Arc<N>, token: Token, limits: ServerLimits) -> Self {
         let shared = Shared::new(node, token, limits);
-        Self { router: routes(&shared), shared, stop: watch::channel(false).0 }
+        Self { routes: Routes::new(&shared), shared, stop: watch::channel(false).0 }
     }
 
     /// One connection: sends `bytes`, ends its side when nothing has come back for `silence`, and
@@ -34,7 +33,12 @@ impl<N: Node> InMemory<N> {
     pub async fn talk(&self, bytes: &[u8], silence: Duration) -> Option<Vec<u8>> {
         let (near, far) = duplex(PIPE_LEN);
         let stopped = self.stop.subscribe();
-        let serving = connection(far, self.router.clone(), Arc::clone(&self.shared), stopped);
+        let serving = async {
+            let Some((stream, known)) = greet(far, &self.shared, stopped.clone()).await else {
+                return;
+            };
+            serve(stream, known, self.routes.clone(), Arc::clone(&self.shared), stopped).await;
+        };
         let (mut from, mut to) = tokio::io::split(near);
         // A server that has heard enough closes its end: then the rest is not sent.
         let send = async { to.write_all(bytes).await.map(|()| to) };

@@ -22,16 +22,10 @@ struct Strangers {
 
 /// The place of one connection; free again when dropped.
 pub(super) struct Place {
-    stranger: Stranger,
-    wanted: Arc<Notify>,
-    _place: Option<OwnedSemaphorePermit>,
-}
-
-/// Who holds a place, until it is known.
-#[derive(Clone)]
-pub(super) struct Stranger {
     age: u64,
     of: Arc<Mutex<Strangers>>,
+    wanted: Arc<Notify>,
+    _place: Option<OwnedSemaphorePermit>,
 }
 
 impl Places {
@@ -52,15 +46,14 @@ impl Places {
         strangers.next += 1;
         let age = strangers.next;
         strangers.by_age.insert(age, Arc::clone(&wanted));
-        let stranger = Stranger { age, of: Arc::clone(&self.strangers) };
-        Place { stranger, wanted, _place: place }
+        Place { age, of: Arc::clone(&self.strangers), wanted, _place: place }
     }
 }
 
 impl Place {
-    /// To be told when the holder is known.
-    pub(super) fn stranger(&self) -> Stranger {
-        self.stranger.clone()
+    /// Its holder has shown the token: it is not given away any more. False = it was already.
+    pub(super) fn keep(&self) -> bool {
+        self.of.lock().by_age.remove(&self.age).is_some()
     }
 
     /// Returns when somebody else is to have this place.
@@ -71,14 +64,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.stranger.is_known();
-    }
-}
-
-impl Stranger {
-    /// It has shown the token, or is gone: its place is not given away.
-    pub(super) fn is_known(&self) {
-        self.of.lock().by_age.remove(&self.age);
+        self.keep();
     }
 }
 
@@ -92,16 +78,17 @@ mod tests {
     async fn the_oldest_stranger_makes_room_and_who_is_known_does_not() {
         let places = Places::new(2);
         let (known, second) = (places.take().await, places.take().await);
-        known.stranger().is_known();
+        assert!(known.keep());
         let third = {
             let places = places.clone();
             tokio::spawn(async move { places.take().await })
         };
         second.wanted().await;
+        assert!(!second.keep(), "too late");
         drop(second);
         let third = third.await.unwrap();
         assert!(timeout(Duration::from_millis(20), known.wanted()).await.is_err());
-        third.stranger().is_known();
+        assert!(third.keep());
         // Both are known: nobody makes room.
         assert!(timeout(Duration::from_millis(20), places.take()).await.is_err());
         drop(known);
