@@ -80,9 +80,14 @@ pub struct ShardTails {
 /// Why a volume cannot be opened. Nothing was changed except promises.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Refusal {
-    /// No store belongs to a volume.
-    #[error("no volume here: all stores that answered are blank; run `tercet init` first")]
-    NoVolume,
+    /// No store that answered belongs to a volume.
+    #[error("no volume here: {}", no_volume(*silent, *of))]
+    NoVolume {
+        /// Nodes that did not answer.
+        silent: usize,
+        /// Nodes that were asked.
+        of: usize,
+    },
     /// Nobody answered.
     #[error("no storage node answered: are they running?")]
     NoAnswer,
@@ -155,6 +160,16 @@ pub enum Refusal {
     /// What the voters say cannot be.
     #[error("the voters contradict each other: {0}")]
     Inconsistent(String),
+}
+
+fn no_volume(silent: usize, of: usize) -> String {
+    if silent == 0 {
+        return format!("all {of} stores are blank; run `tercet init` first");
+    }
+    format!(
+        "the stores that answered are blank, and {silent} of {of} nodes did not answer: start those, or, for a \
+         new volume, all of them, and run `tercet init`"
+    )
 }
 
 fn names(banks: impl Iterator<Item = BankId>) -> String {

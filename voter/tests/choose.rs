@@ -89,7 +89,12 @@ fn wrong_addresses() {
     assert_eq!(choose(&[PerBank([None, None, None])]), Err(Refusal::NoAnswer));
     let mut s = statuses(1, AT);
     s[0] = PerBank::from_fn(|b| Some(blank(0, b)));
-    assert_eq!(choose(&s), Err(Refusal::NoVolume));
+    assert_eq!(choose(&s), Err(Refusal::NoVolume { silent: 0, of: 3 }));
+    // Those that are away may hold the volume: nobody should be told to make a new one.
+    s[0][B] = None;
+    let refusal = choose(&s).unwrap_err();
+    assert_eq!(refusal, Refusal::NoVolume { silent: 1, of: 3 });
+    assert!(refusal.to_string().contains("1 of 3 nodes did not answer"), "{refusal}");
 
     // Bank B's address leads to bank A.
     let mut s = statuses(1, AT);

@@ -134,7 +134,10 @@ fn volume_of(statuses: &[PerBank<Option<Status>>]) -> Result<VolumeId, Refusal> 
     let mut votes: Vec<(usize, VolumeId)> = votes.into_iter().map(|(v, n)| (n, v)).collect();
     votes.sort_unstable();
     match votes[..] {
-        [] => Err(Refusal::NoVolume),
+        [] => {
+            let of = statuses.len() * BankId::ALL.len();
+            Err(Refusal::NoVolume { silent: of - all(statuses).count(), of })
+        }
         [.., (n, a), (m, b)] if n == m => Err(Refusal::MixedVolumes(a, b)),
         [.., (_, volume)] => Ok(volume),
     }
