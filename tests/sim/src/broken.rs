@@ -53,6 +53,8 @@ pub enum Broken {
     EmptyStoreVotes,
     /// Messages are not bound to the store they are meant for. (traps 17 and 21)
     AnyStoreWillDo,
+    /// A repair is taken whenever it comes, whatever became of the record since. (trap 23)
+    LateRepair,
     /// What was copied counts for more than was settled when the copy began. (docs/adr/0016)
     CopiedIsNewer,
     /// A copy that was interrupted goes on behind what it had not copied. (docs/adr/0016)
@@ -61,7 +63,7 @@ pub enum Broken {
 
 impl Broken {
     /// Those that the simulation notices.
-    pub const ALL: [Broken; 21] = [
+    pub const ALL: [Broken; 22] = [
         Broken::AckedBeforeStored,
         Broken::FlushLies,
         Broken::StateNotDurable,
@@ -83,6 +85,7 @@ impl Broken {
         Broken::EntryNotAwaited,
         Broken::EmptyStoreVotes,
         Broken::CopiedIsMore,
+        Broken::LateRepair,
     ];
 
     /// Those that thousands of worlds did not notice: the detached tail makes up for the first; nothing
@@ -117,8 +120,8 @@ fn claim(service: &Service, parts: &[Part]) -> Reply {
     Reply::Position(p)
 }
 
-/// Bends a request on its way to a node. The second: it reaches the node so much later, unchanged,
-/// milliseconds.
+/// Bends a request on its way to a node. The second: it reaches the node so much later, milliseconds, as
+/// [`coming_late`] has it.
 pub(crate) fn bend(
     rule: Broken,
     (bank, _): (BankId, u16),
@@ -215,6 +218,10 @@ pub(crate) fn bend(
             records.retain(|r| r.len.is_some());
             Bent::Passed(e, Request::Install { records, as_of, kind: InstallKind::CatchUp }, bulk)
         }
+        (Broken::LateRepair, Request::Install { records, kind: InstallKind::Repair, .. }) => {
+            let taken = records.len() as u32;
+            return (Bent::Answered(Reply::Installed { taken }), Some(1_500));
+        }
         (Broken::JoinedEmpty, Request::Install { records, kind: InstallKind::CatchUp, .. }) => {
             Bent::Answered(Reply::Installed { taken: records.len() as u32 })
         }
@@ -233,6 +240,14 @@ pub(crate) fn bend(
         (_, request) => Bent::Passed(e, request, bulk),
     };
     (bent, None)
+}
+
+/// A message that reaches its node late.
+pub(crate) fn coming_late(rule: Broken, e: &Envelope, mut request: Request) -> Request {
+    if let (Broken::LateRepair, Request::Install { as_of, .. }) = (rule, &mut request) {
+        *as_of = Version::new(e.epoch, u64::MAX);
+    }
+    request
 }
 
 /// Bends an answer on its way back. `newest` remembers what this place was ever said to be.

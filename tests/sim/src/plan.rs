@@ -239,6 +239,19 @@ impl Plan {
                     strike(dice, &mut steps, z, Fault::Kill, 3_000);
                     steps.push(Step::MountCrash);
                 }
+                // A record rots and its repair is under way while it is written again, or deleted for good;
+                // of the two banks that know, one is gone.
+                Broken::LateRepair => {
+                    written(dice, &mut steps, 10..20);
+                    strike(dice, &mut steps, z, Fault::Rot { records: 6 }, 100);
+                    steps.push(Step::Refresh);
+                    written(dice, &mut steps, 5..20);
+                    steps.push(Step::Pause { ms: 1_000 });
+                    written(dice, &mut steps, 1..3);
+                    steps.push(Step::Pause { ms: 2_000 });
+                    strike(dice, &mut steps, x, Fault::Kill, 3_000);
+                    steps.push(Step::Scan);
+                }
                 // A copy to a bank that was away is interrupted, and the next mount goes on with it.
                 Broken::CopiedIsNewer | Broken::CopiedIsMore => {
                     strike(dice, &mut steps, x, Fault::Kill, 20);

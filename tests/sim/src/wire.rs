@@ -1,7 +1,7 @@
 //! The network between a mount and the nodes: every message is a task of its own that arrives some
 //! time later, or never, or twice, whether or not its sender still waits, or still lives.
 
-use crate::broken::{Bent, Broken, Memory, bend, bend_back};
+use crate::broken::{Bent, Broken, Memory, bend, bend_back, coming_late};
 use crate::node::{Node, Outcome, join};
 use crate::trace::Trace;
 use bytes::Bytes;
@@ -215,7 +215,7 @@ impl Message {
         let (Some(rule), Some(service)) = (self.net.broken, self.node.service()) else {
             return Bent::Passed(e, request, bulk);
         };
-        let copy = (request.clone(), bulk.clone());
+        let copy = (coming_late(rule, &e, request.clone()), bulk.clone());
         let node = (self.node.bank, self.node.shard);
         let (bent, later_ms) = bend(rule, node, &service, e, request, bulk);
         if let Some(ms) = later_ms {
