@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 use sim::broken::Broken;
 use sim::plan::Plan;
-use sim::run::{Outcome, notice, run};
+use sim::run::{Outcome, notice, run, trap};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -46,6 +46,12 @@ enum Command {
     Replay {
         /// The seed.
         seed: u64,
+        /// The world of `broken`, in which this rule is broken, instead of that of `run`.
+        #[arg(long, value_name = "RULE", value_parser = rule)]
+        broken: Option<Broken>,
+        /// With --broken: the same world with the rule kept.
+        #[arg(long, requires = "broken")]
+        kept: bool,
         /// Only the last so many lines.
         #[arg(long)]
         last: Option<usize>,
@@ -78,14 +84,28 @@ enum Command {
     },
 }
 
+fn rule(name: &str) -> Result<Broken, String> {
+    let mut all = Broken::ALL.into_iter().chain(Broken::UNNOTICED);
+    all.find(|r| format!("{r:?}") == name).ok_or_else(|| {
+        let all: Vec<_> =
+            Broken::ALL.iter().chain(&Broken::UNNOTICED).map(|r| format!("{r:?}")).collect();
+        format!("no such rule; there are {}", all.join(", "))
+    })
+}
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let failed = match cli.command {
         Command::Run { seeds, from, jobs, failures, minutes, beyond } => {
             run_many(cli.json, &Many { from, seeds, jobs: jobs.max(1), failures, minutes, beyond })
         }
-        Command::Replay { seed, last, beyond, log } => {
-            replay(cli.json, &draw(seed, beyond), last, log)
+        Command::Replay { seed, broken, kept, last, beyond, log } => {
+            let plan = match broken {
+                Some(rule) if kept => trap(rule, seed),
+                Some(rule) => trap(rule, seed).broken(rule),
+                None => draw(seed, beyond),
+            };
+            replay(cli.json, &plan, last, log)
         }
         Command::Shrink { seed, trace, beyond } => shrink(cli.json, draw(seed, beyond), trace),
         Command::Broken { seeds, only } => break_rules(cli.json, seeds, &only),

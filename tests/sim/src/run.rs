@@ -173,7 +173,8 @@ pub fn shrink(plan: Plan, mut told: impl FnMut(&Plan)) -> Option<(Plan, Outcome)
 
 /// The world of a seed in which a broken rule should be noticed: one that is aimed at its trap, where
 /// there is such.
-fn trap(rule: Broken, seed: u64) -> Plan {
+#[must_use]
+pub fn trap(rule: Broken, seed: u64) -> Plan {
     Plan::aimed(rule, seed).unwrap_or_else(|| Plan::draw(seed))
 }
 
