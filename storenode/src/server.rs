@@ -165,7 +165,8 @@ impl Default for ServerLimits {
     }
 }
 
-/// A running server. Dropping it aborts what runs; [`RunningServer::stop`] is the polite way.
+/// A running server. Dropping it ends what is idle, and does not wait for the rest;
+/// [`RunningServer::stop`] is the polite way.
 #[derive(Debug)]
 pub struct RunningServer {
     addr: SocketAddr,
@@ -488,7 +489,11 @@ async fn serve<N: Node, S: AsyncRead + AsyncWrite + Unpin>(
         ended = serving.as_mut() => ended,
         () = until(&mut stopped) => {
             serving.as_mut().graceful_shutdown();
-            serving.await
+            // What is still on its way then finds a store that is closed.
+            match timeout(shared.limits.stop_grace, serving).await {
+                Ok(ended) => ended,
+                Err(_) => return,
+            }
         }
     };
     if let Err(e) = ended {
@@ -513,14 +518,18 @@ async fn no_message<N: Node>(State(shared): State<Arc<Shared<N>>>) -> Response {
 
 async fn no_metrics<N: Node>(State(shared): State<Arc<Shared<N>>>) -> Response {
     shared.metrics.unauthorized.fetch_add(1, Relaxed);
+    token_missing()
+}
+
+fn token_missing() -> Response {
     (StatusCode::UNAUTHORIZED, "the token is missing or wrong\n").into_response()
 }
 
 async fn metrics<N: Node>(State(shared): State<Arc<Shared<N>>>, request: HttpRequest) -> Response {
     if !authorized(&shared, &request) {
-        return no_metrics(State(shared)).await;
+        return token_missing();
     }
-    let own = shared.node.metrics();
+    let own = catch_unwind(AssertUnwindSafe(|| shared.node.metrics())).unwrap_or_default();
     let text = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     ([(CONTENT_TYPE, text)], shared.metrics.render() + &own).into_response()
 }

@@ -532,7 +532,7 @@ impl Service {
     }
 
     /// The owner calls this about once a second from a thread of its own, again soon while it
-    /// answers true: sidecars, compaction. Each call reads at most one segment and moves half a MiB.
+    /// answers true: sidecars, compaction. Each call reads a 256th of a segment, or moves half a MiB.
     pub fn maintain(&self) -> bool {
         self.save_again();
         if self.identity.lock().failed.is_some() {

@@ -7,7 +7,7 @@
 mod support;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Barrier};
+use std::sync::{Arc, Barrier, Mutex};
 use storenode::disk::MemoryDisk;
 use storenode::service::Service;
 use storenode::wire::*;
@@ -22,16 +22,22 @@ struct Gate {
     /// The next removal of a segment does.
     remove_armed: AtomicBool,
     cuts: AtomicUsize,
+    /// Name of a file of which nothing can be read.
+    unreadable: Mutex<String>,
     arrived: Barrier,
     go_on: Barrier,
 }
 
 impl Watcher for Gate {
-    fn reading(&self, len: usize) {
+    fn reading(&self, name: &str, len: usize) -> std::io::Result<()> {
         if len == VALUE && self.armed.swap(false, SeqCst) {
             self.arrived.wait();
             self.go_on.wait();
         }
+        if *self.unreadable.lock().unwrap() == name {
+            return Err(std::io::Error::other("a bad sector"));
+        }
+        Ok(())
     }
     fn removing(&self, name: &str) {
         if name.ends_with(".seg") && self.remove_armed.swap(false, SeqCst) {
@@ -49,7 +55,8 @@ fn aged() -> (Node, Arc<Gate>, Version) {
     let (arrived, go_on) = (Barrier::new(2), Barrier::new(2));
     let (armed, cuts) = (AtomicBool::new(false), AtomicUsize::new(0));
     let remove_armed = AtomicBool::new(false);
-    let gate = Arc::new(Gate { armed, remove_armed, cuts, arrived, go_on });
+    let unreadable = Mutex::default();
+    let gate = Arc::new(Gate { armed, remove_armed, cuts, unreadable, arrived, go_on });
     let disk = MemoryDisk::new();
     let config = config(16 << 20);
     let on = Arc::new(Wrapped(disk.clone(), Arc::clone(&gate)));
@@ -87,6 +94,29 @@ fn space_of_a_removed_segment_is_given_back_in_steps() {
         assert_eq!(cuts, usize::from(step < 16), "step {step}");
         assert_eq!(gone(), 1, "the next one waits");
     }
+}
+
+#[test]
+fn a_segment_that_cannot_be_read_keeps_no_other_from_being_compacted() {
+    let (n, gate, top) = aged();
+    let segments = || n.log_files().into_iter().filter(|f| f.ends_with(".seg")).collect::<Vec<_>>();
+    let first = segments().remove(0);
+    *gate.unreadable.lock().unwrap() = first.clone();
+    let maintain_until = |compacted: u64| {
+        for _ in 0..1_000 {
+            n.service.maintain();
+            if n.service.metrics().segments_compacted >= compacted {
+                return;
+            }
+        }
+        panic!("{compacted} never compacted: {:?}", segments());
+    };
+    maintain_until(1);
+    assert!(segments().contains(&first));
+    gate.unreadable.lock().unwrap().clear();
+    maintain_until(2);
+    assert!(!segments().contains(&first));
+    assert_eq!(n.read(b"k239", top).unwrap().1.unwrap(), vec![1u8; VALUE]);
 }
 
 #[test]

@@ -31,11 +31,11 @@ const BURY_STEP: usize = 4096;
 /// Bytes moved in one step, under one hold of the writer lock: appends wait so long, and the next sync
 /// takes them to the disk.
 const MOVE_STEP: usize = 512 << 10;
-/// Bytes of a sealed segment read in one step to make its sidecar.
-const READ_STEP: u64 = 256 << 10;
+/// Of a sealed segment so large a part is read in one step to make its sidecar: 256 KiB of 64 MiB.
+const READ_PART: u64 = 256;
 /// Bytes of a removed segment given back in one step.
 const FREE_STEP: u64 = 1 << 20;
-/// Choices that pass over a segment of which a value could not be read; about a second each when idle.
+/// Choices that pass over a segment that could not be read; about a second each when idle.
 const REST: u32 = 100;
 /// Choices that pass over a segment while its end would also end the one that is written to.
 const WAIT: u32 = 10;
@@ -75,7 +75,10 @@ impl Engine {
             return Ok(true);
         }
         let mut more = self.bury();
-        self.mark()?;
+        // Once for a sidecar, and not for each step of its reading: a mark is two flushes.
+        if compacting.reading.is_none() || !self.core.lock().again.is_empty() {
+            self.mark()?;
+        }
         if let Some(number) = self.next_without_sidecar() {
             self.sidecar_step(number, &mut compacting.reading)?;
             return Ok(true);
@@ -139,7 +142,9 @@ impl Engine {
     fn next_without_sidecar(&self) -> Option<u32> {
         let (number, _) = self.files.read().iter().find_map(|(n, f)| {
             let ready = f.len.load(Ordering::Relaxed) > 0 && !f.sidecar.load(Ordering::Relaxed);
-            ready.then_some((*n, ()))
+            // One that cannot be read must not keep the others from theirs.
+            let rests = f.resting.load(Ordering::Relaxed) > 0;
+            (ready && !rests).then_some((*n, ()))
         })?;
         let core = self.core.lock();
         let pending = core.chain.pending.values().any(|p| p.place.segment <= number);
@@ -155,12 +160,20 @@ impl Engine {
             _ => self.table_scan(number, &file),
         };
         let io = |e: std::io::Error| failed(format!("{}: {e}", segment_name(number)));
-        match scan.step(&*file.file, READ_STEP).map_err(io)? {
-            Scanned::Partly => *reading = Some(scan),
-            Scanned::Whole => self.write_sidecar(number, &file, None, Some(scan))?,
-            Scanned::NotWhole => self.write_sidecar(number, &file, None, None)?,
+        let step = (self.settings.segment_bytes / READ_PART).max(1);
+        let done = match scan.step(&*file.file, step).map_err(io) {
+            Ok(Scanned::Partly) => {
+                *reading = Some(scan);
+                Ok(())
+            }
+            Ok(Scanned::Whole) => self.write_sidecar(number, &file, None, Some(scan)),
+            Ok(Scanned::NotWhole) => self.write_sidecar(number, &file, None, None),
+            Err(e) => Err(e),
+        };
+        if done.is_err() {
+            file.resting.store(REST, Ordering::Relaxed);
         }
-        Ok(())
+        done
     }
 
     fn table_scan(&self, number: u32, file: &SegmentFile) -> TableScan {

@@ -502,6 +502,53 @@ mod tests {
         }
     }
 
+    /// Values, short ones and such as it does not read, and tables longer than what it reads at once.
+    #[test]
+    fn tables_among_values_are_found_in_steps() {
+        let owner = Owner { store: STORE, volume: VolumeId([1; 16]), bank: BankId::B, shard: 3 };
+        let mut b = encode_segment_head(&owner, 9).to_vec();
+        for (i, (table, values)) in
+            [(90, 10), (200_000, 0), (70, 50_000), (3_000, 20_000), (90, 9_000), (10, 0)]
+                .iter()
+                .enumerate()
+        {
+            let payload: Vec<u8> = (0..table + values).map(|n| (n * 7 + i) as u8).collect();
+            let header = Header {
+                kind: Kind::Records,
+                len: payload.len() as u32,
+                checked: *table as u32,
+                checked_crc: crc32c::crc32c(&payload[..*table]),
+                full_crc: crc32c::crc32c(&payload),
+                ordinal: 1 + i as u64,
+                synced: 0,
+                watermark: Version::ZERO,
+            };
+            b.extend(header.encode(seed(STORE, 9), b.len() as u64));
+            b.extend(payload);
+            b.resize(b.len().next_multiple_of(8), 0);
+        }
+        let disk = crate::disk::MemoryDisk::default();
+        let file = crate::disk::Disk::create(&disk, "log").unwrap();
+        file.write_at(&[&b], 0).unwrap();
+        let (bytes, len) = (Bytes::from(b), file.len().unwrap());
+        let whole = scan(&bytes, STORE, 9, Some(len), false, 0);
+        let told = |tables: Vec<Table>| -> Vec<_> {
+            tables.into_iter().map(|t| (t.offset, t.header, t.bytes)).collect()
+        };
+        let want = told(tables_of(&bytes, &whole));
+        assert_eq!(want.len(), 6);
+        for budget in [1, 5_000, u64::MAX] {
+            let mut scan = TableScan::new(STORE, 9, len);
+            let mut steps = 1;
+            while scan.step(&*file, budget).unwrap() == Scanned::Partly {
+                steps += 1;
+            }
+            assert_eq!(scan.at, len);
+            assert_eq!(told(scan.finish().0), want, "budget {budget}");
+            assert_eq!(steps > 3, budget < u64::MAX, "{steps} steps of {budget}");
+        }
+    }
+
     #[test]
     fn every_cut_and_every_flip_leaves_only_whole_entries() {
         let (good, at) = build(&[0, 0, 0, 0]);

@@ -228,11 +228,14 @@ async fn no_malformed_request_stops_the_node() {
             .await
             .contains("401")
     );
-    assert!(
-        w.raw(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-            .await
-            .ends_with("ok\n")
-    );
+    // Strangers get one answer, whatever they ask for next; who has shown the token goes on.
+    let twice = |head: &str| format!("{head}\r\nHost: x\r\n\r\n").repeat(2).into_bytes();
+    let got = w.raw(&twice("GET /healthz HTTP/1.1")).await;
+    assert_eq!(got.matches("ok\n").count(), 1, "{got}");
+    let known = format!("GET /healthz HTTP/1.1\r\nAuthorization: {}", w.token.header());
+    assert_eq!(w.raw(&twice(&known)).await.matches("ok\n").count(), 2);
+    let metrics = w.raw(&twice(&known.replace("healthz", "metrics"))).await;
+    assert!(metrics.contains("storenode_http_unauthorized_total 3"), "{metrics}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,8 +6,10 @@ use storenode::disk::{Disk, DiskFile, DiskSpace, MemoryDisk};
 
 /// What a [`Wrapped`] disk does besides.
 pub trait Watcher: Send + Sync + 'static {
-    /// Before a read of so many bytes.
-    fn reading(&self, _len: usize) {}
+    /// Before a read of so many bytes of a file; an error is what the read gives.
+    fn reading(&self, _name: &str, _len: usize) -> io::Result<()> {
+        Ok(())
+    }
     /// Before a file is cut.
     fn cutting(&self) {}
     /// Before a file is removed.
@@ -19,14 +21,18 @@ pub trait Watcher: Send + Sync + 'static {
 }
 
 pub struct Wrapped<W>(pub MemoryDisk, pub Arc<W>);
-struct WrappedFile<W>(Arc<dyn DiskFile>, Arc<W>);
+struct WrappedFile<W>(Arc<dyn DiskFile>, Arc<W>, String);
 
 impl<W: Watcher> Wrapped<W> {
     fn told<T>(&self, r: io::Result<T>) -> io::Result<T> {
         r.map_err(|e| self.1.error(e))
     }
-    fn file(&self, file: io::Result<Arc<dyn DiskFile>>) -> io::Result<Arc<dyn DiskFile>> {
-        Ok(Arc::new(WrappedFile(self.told(file)?, Arc::clone(&self.1))))
+    fn file(
+        &self,
+        name: &str,
+        file: io::Result<Arc<dyn DiskFile>>,
+    ) -> io::Result<Arc<dyn DiskFile>> {
+        Ok(Arc::new(WrappedFile(self.told(file)?, Arc::clone(&self.1), name.to_owned())))
     }
 }
 
@@ -38,10 +44,10 @@ impl<W: Watcher> Disk for Wrapped<W> {
         self.told(self.0.list())
     }
     fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
-        self.file(self.0.open(name))
+        self.file(name, self.0.open(name))
     }
     fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
-        self.file(self.0.create(name))
+        self.file(name, self.0.create(name))
     }
     fn replace(&self, name: &str, content: &[u8]) -> io::Result<()> {
         self.told(self.0.replace(name, content))
@@ -66,7 +72,7 @@ impl<W: Watcher> WrappedFile<W> {
 
 impl<W: Watcher> DiskFile for WrappedFile<W> {
     fn read_at(&self, into: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.1.reading(into.len());
+        self.1.reading(&self.2, into.len())?;
         self.told(self.0.read_at(into, offset))
     }
     fn write_at(&self, pieces: &[&[u8]], offset: u64) -> io::Result<()> {
