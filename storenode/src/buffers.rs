@@ -8,9 +8,9 @@ use std::sync::Arc;
 /// What is shorter gets memory of its own, bytes.
 const LEND_MIN: usize = 64 << 10;
 /// What is longer too.
-const LEND_MAX: usize = 4 << 20;
+const LEND_MAX: usize = 32 << 20;
 /// Kept when nobody uses them, bytes.
-const KEPT_MAX: usize = 16 << 20;
+const KEPT_MAX: usize = 48 << 20;
 
 /// Buffers that wait for their next use.
 #[derive(Default)]
