@@ -76,7 +76,8 @@ impl Engine {
         }
         let mut more = self.bury();
         // Once for a sidecar, and not for each step of its reading: a mark is two flushes.
-        if compacting.reading.is_none() || !self.core.lock().again.is_empty() {
+        let begun = compacting.reading.as_ref().map(|r| r.number);
+        if begun.is_none() || begun != self.next_without_sidecar() {
             self.mark()?;
         }
         if let Some(number) = self.next_without_sidecar() {
