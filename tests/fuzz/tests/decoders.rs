@@ -4,13 +4,60 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+use std::alloc::{GlobalAlloc, Layout, System};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use targets::{TARGETS, Target, engine, samples};
 
-/// What one input may make the address space grow by, bytes: the largest frame and its decoded head
+/// What one input may make the heap grow by, bytes: a frame and its decoded head
 /// several times over, never what a length in the input claims.
-const GROWTH_MAX: u64 = 512 << 20;
+const GROWTH_MAX: usize = 64 << 20;
+
+/// Counts what is asked for and not given back. The address space would not do: malloc reserves
+/// 64 MiB of it for each thread that allocates, whatever the thread asks for.
+struct Counting;
+
+static LIVE: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+
+fn taken(size: usize) {
+    let live = LIVE.fetch_add(size, Ordering::Relaxed) + size;
+    PEAK.fetch_max(live, Ordering::Relaxed);
+}
+
+#[allow(unsafe_code, reason = "an allocator cannot be written without")]
+// SAFETY: every call goes on to the system's allocator with the arguments that came.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        taken(layout.size());
+        // SAFETY: the caller keeps the contract of `alloc`.
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        LIVE.fetch_sub(layout.size(), Ordering::Relaxed);
+        // SAFETY: `at` came from `System` with this layout.
+        unsafe { System.dealloc(at, layout) }
+    }
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        taken(layout.size());
+        // SAFETY: the caller keeps the contract of `alloc_zeroed`.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+    unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        taken(size);
+        LIVE.fetch_sub(layout.size(), Ordering::Relaxed);
+        // SAFETY: `at` came from `System` with this layout; the caller keeps the contract.
+        unsafe { System.realloc(at, layout, size) }
+    }
+}
+
+#[global_allocator]
+static HEAP: Counting = Counting;
+
+/// One input at a time: what the heap grew by is of that input and no other test's.
+static ALONE: Mutex<()> = Mutex::new(());
 
 struct Rng(u64);
 
@@ -71,14 +118,10 @@ fn corpus(target: &str) -> Vec<(String, Vec<u8>)> {
     files
 }
 
-fn peak_bytes() -> u64 {
-    let text = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = text.lines().find_map(|l| l.strip_prefix("VmPeak:")).unwrap();
-    line.trim().split(' ').next().unwrap().parse::<u64>().unwrap() << 10
-}
-
-fn run(name: &str, target: Target, what: &str, input: &[u8]) {
-    let before = peak_bytes();
+/// Runs the target; bytes by which the heap grew at most meanwhile.
+fn run(name: &str, target: Target, what: &str, input: &[u8]) -> usize {
+    let before = LIVE.load(Ordering::Relaxed);
+    PEAK.store(before, Ordering::Relaxed);
     if let Err(e) = catch_unwind(AssertUnwindSafe(|| target(input))) {
         let dir = std::env::temp_dir();
         let file = dir.join(format!("tercet-fuzz-{name}-{}", std::process::id()));
@@ -86,8 +129,13 @@ fn run(name: &str, target: Target, what: &str, input: &[u8]) {
         eprintln!("target {name}, {what}: the input is {}", file.display());
         resume_unwind(e);
     }
-    let grown = peak_bytes() - before;
+    let grown = PEAK.load(Ordering::Relaxed) - before;
     assert!(grown < GROWTH_MAX, "target {name}, {what}: took {} MiB more", grown >> 20);
+    grown
+}
+
+fn alone() -> std::sync::MutexGuard<'static, ()> {
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn number(name: &str) -> Option<u64> {
@@ -96,6 +144,7 @@ fn number(name: &str) -> Option<u64> {
 
 #[test]
 fn every_decoder_survives_its_corpus_and_mutations() {
+    let _alone = alone();
     let seed = number("FUZZ_SEED").unwrap_or(1);
     println!("seed {seed} (replay: FUZZ_SEED={seed})");
     let began = std::time::Instant::now();
@@ -105,8 +154,9 @@ fn every_decoder_survives_its_corpus_and_mutations() {
             continue;
         }
         let files = corpus(name);
+        let mut most = 0;
         for (file, bytes) in &files {
-            run(name, target, file, bytes);
+            most = most.max(run(name, target, file, bytes));
         }
         let mut r = Rng(seed);
         let usual = if matches!(name, "http" | "store") { 1500 } else { 6000 };
@@ -115,14 +165,20 @@ fn every_decoder_survives_its_corpus_and_mutations() {
             let (file, sample) = &files[r.below(files.len())];
             let (_, other) = &files[r.below(files.len())];
             let input = mutate(&mut r, sample, other);
-            run(name, target, &format!("mutation {n} of {file}, seed {seed}"), &input);
+            let what = format!("mutation {n} of {file}, seed {seed}");
+            most = most.max(run(name, target, &what, &input));
         }
-        println!("{name}: {} samples, {runs} mutations, {:?}", files.len(), began.elapsed());
+        let (n, most) = (files.len(), most >> 10);
+        println!(
+            "{name}: {n} samples, {runs} mutations, {most} KiB at most, {:?}",
+            began.elapsed()
+        );
     }
 }
 
 #[test]
 fn histories_spelled_by_bytes_match_a_table() {
+    let _alone = alone();
     let seed = number("FUZZ_SEED").unwrap_or(1);
     println!("seed {seed} (replay: FUZZ_SEED={seed})");
     let mut r = Rng(seed);
@@ -136,6 +192,7 @@ fn histories_spelled_by_bytes_match_a_table() {
 /// would leave the fuzzer with messages that nobody sends.
 #[test]
 fn the_corpora_are_those_that_the_generator_makes() {
+    let _alone = alone();
     for (target, samples) in samples::all() {
         let files = corpus(target);
         for (name, bytes) in samples {
@@ -144,6 +201,24 @@ fn the_corpora_are_those_that_the_generator_makes() {
             assert!(same, "{target}/{name} is not up to date: run the program `corpus`");
         }
     }
+}
+
+/// A length that is believed is noticed, also if nothing is written there; threads alone are not.
+#[test]
+fn what_is_asked_for_is_counted() {
+    let _alone = alone();
+    let greedy: Target = |input| {
+        let claimed = u64::from_le_bytes(input.try_into().unwrap());
+        drop(std::hint::black_box(vec![0u8; claimed as usize]));
+    };
+    assert!(run("greedy", greedy, "honest", &4096u64.to_le_bytes()) < 1 << 20);
+    let noticed = catch_unwind(|| run("greedy", greedy, "a lie", &(65u64 << 20).to_le_bytes()));
+    assert!(noticed.is_err());
+    let threads: Target = |_| {
+        let many: Vec<_> = (0..32).map(|_| std::thread::spawn(|| vec![0u8; 100])).collect();
+        many.into_iter().for_each(|t| drop(t.join()));
+    };
+    assert!(run("threads", threads, "32 threads", b"") < 4 << 20);
 }
 
 /// Each target has its file in `fuzz/`, and each file its target.
