@@ -241,7 +241,7 @@ pub enum Role {
     Voter,
 }
 
-/// Which three stores are the voters of a shard; `None` = struck out.
+/// Which three stores are the voters of a shard; `None` = none yet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Encode, Decode, Serialize, Deserialize)]
 pub struct Configuration {
     /// Grows by one with each change; 1 is mkfs; 0 = none yet.

@@ -129,6 +129,42 @@ fn what_was_deleted_stays_deleted_when_a_bank_returns() {
     cluster.await_whole(REPAIR_MAX);
 }
 
+/// The others forget what was deleted meanwhile, `status` says so, and it is filled anew by itself.
+#[test]
+fn a_bank_that_is_away_too_long_is_struck_out_and_filled_anew() {
+    let setup = Setup { limits: "tombstones_max = 100\n".into(), ..Setup::default() };
+    let mut cluster = furnished("struck", setup);
+    let stores: Vec<Value> =
+        (0..2).map(|s| told(&cluster, Bank::B, s)["node"]["store"].clone()).collect();
+    cluster.kill(Bank::B);
+    fs::remove_dir_all(cluster.path("tree")).expect("rm -r");
+    fs::File::open(cluster.mountpoint()).and_then(|d| d.sync_all()).expect("fsync");
+    for shard in 0..2 {
+        until(REPAIR_MAX, "status says that it is struck out", || {
+            told(&cluster, Bank::B, shard)["struck_out"] == true
+        });
+        until(REPAIR_MAX, "the others forget what was deleted", || {
+            fs::write(cluster.path("small"), "x").expect("write");
+            fs::File::open(cluster.mountpoint()).and_then(|d| d.sync_all()).expect("fsync");
+            let kept = |b| told(&cluster, b, shard)["node"]["space"]["tombstones"].as_u64();
+            kept(Bank::A).is_some_and(|n| n < 50) && kept(Bank::C).is_some_and(|n| n < 50)
+        });
+    }
+    let said = cluster.tercet(&["status"]).expect_ok();
+    assert!(said.contains("struck out, will be filled anew"), "{said}");
+    let before = walk(&cluster);
+    cluster.start_bank(Bank::B);
+    cluster.await_whole(REPAIR_MAX);
+    for (shard, old) in stores.iter().enumerate() {
+        let now = &told(&cluster, Bank::B, shard)["node"]["store"];
+        assert_ne!(now, old, "shard {shard} kept its store id");
+    }
+    cluster.kill(Bank::A);
+    before.assert_same(&walk(&cluster), "with the bank that was filled anew as one of the two");
+    cluster.start_bank(Bank::A);
+    cluster.await_healthy(REPAIR_MAX);
+}
+
 /// Copies so slowly, in pieces so small, that a copy can be caught in the middle.
 fn slow() -> Setup {
     let limits = "copy_page_bytes = 16384\nrefill_bytes_per_s = 65536\n".to_owned();

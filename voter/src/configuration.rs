@@ -143,16 +143,3 @@ fn finish_configure(
     let banks: Vec<BankId> = banks.iter().filter(old).copied().collect();
     if banks.is_empty() { Next::Done } else { Next::Configure { banks, configuration } }
 }
-
-/// The configuration with one voter struck out: afterwards both others must ack. `None` if one is
-/// struck out already.
-#[must_use]
-pub fn strike(configuration: &Configuration, bank: BankId) -> Option<Configuration> {
-    if configuration.stores.iter().any(|(_, s)| s.is_none()) {
-        return None;
-    }
-    let mut next = *configuration;
-    next.number += 1;
-    next.stores[bank] = None;
-    Some(next)
-}

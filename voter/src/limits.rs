@@ -41,6 +41,9 @@ pub struct Limits {
     pub probe_first_ms: u64,
     /// Longest pause between probes, milliseconds.
     pub probe_longest_ms: u64,
+    /// Tombstones kept in a shard for a replica that is away; beyond it the replica is struck out, and
+    /// filled anew when it returns. One takes about 100 bytes in the log and 150 in a node's memory.
+    pub tombstones_max: u64,
     /// Between refreshes of all shards, seconds.
     pub refresh_interval_s: u64,
     /// Values re-read from disk per bank within each refresh, bytes at most.
@@ -75,6 +78,7 @@ impl Default for Limits {
             holder_watch_ms: 5_000,
             probe_first_ms: 50,
             probe_longest_ms: 1_000,
+            tombstones_max: 10_000_000,
             refresh_interval_s: 60,
             scrub_bytes_per_refresh: 256 << 20,
             refill_bytes_per_s: 400 << 20,

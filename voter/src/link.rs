@@ -6,6 +6,7 @@ use crate::bank::BankError;
 use crate::catchup;
 use crate::course::{Course, Told, course};
 use crate::health::Event;
+use crate::metrics::add;
 use crate::shared::{Shared, stopped};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
@@ -38,6 +39,7 @@ pub(crate) async fn run(shared: Arc<Shared>, shard: u16, bank: BankId) {
             return;
         }
         let pause = down(&shared, shard, bank, &end);
+        strike_out(&shared, shard, bank).await;
         tokio::select! {
             biased;
             () = tokio::time::sleep(pause) => {}
@@ -65,6 +67,31 @@ fn down(shared: &Shared, shard: u16, bank: BankId, end: &End) -> Duration {
     let at = r.health.probe_at().unwrap_or(now);
     let longest = Duration::from_millis(shared.limits.probe_longest_ms);
     at.saturating_sub(now).clamp(Duration::from_millis(shared.limits.probe_first_ms), longest)
+}
+
+/// Rule 8 for a replica that is away: when more deletions must be remembered for it than the limit, it
+/// is struck out.
+async fn strike_out(shared: &Arc<Shared>, shard: u16, bank: BankId) {
+    if shared.observing {
+        return;
+    }
+    let kept = shared.core.lock().shards[shard as usize].kept_for(bank);
+    let Some((peer, store)) = kept else { return };
+    let short = shared.limits.call_deadline();
+    let answer = shared.call(shard, peer, store, Request::Status, vec![], short).await;
+    let Ok(status) = answer.and_then(|(r, _)| status_of(r)) else { return };
+    let tombstones = status.space.tombstones;
+    if tombstones <= shared.limits.tombstones_max {
+        return;
+    }
+    if let Some(floor) = shared.core.lock().shards[shard as usize].strike(bank) {
+        add(&shared.metrics.struck, 1);
+        tracing::warn!(
+            %bank, shard, tombstones, %floor,
+            "struck out: away while more deletions had to be remembered for it than limits.tombstones_max; \
+             when it returns it is filled anew"
+        );
+    }
 }
 
 /// What a node's status means for its replica.
@@ -221,6 +248,8 @@ async fn prepare(
         {
             s.configuration = status.configuration;
         }
+        // From here on the floor waits for it again: what it lacks is looked at against this one.
+        s.replicas[bank].struck = false;
         (s.configuration.stores[bank], s.replicas[bank].mark, s.floor, s.committed_end)
     };
     let verdict = match standing(shared, status, configured, mark) {
@@ -230,7 +259,7 @@ async fn prepare(
             match course(&told(status, filling), joint, floor) {
                 Course::From(_) => good,
                 Course::Anew => Standing::Refill(format!(
-                    "what bank {bank} shard {shard} holds is older than the tombstone floor {floor}"
+                    "bank {bank} shard {shard} was struck out: it was away too long, deletions through {floor} are forgotten"
                 )),
             }
         }

@@ -45,6 +45,8 @@ counters! {
     refilled,
     /// Stores replaced.
     replaced,
+    /// Replicas struck out: away while too many deletions had to be remembered for them.
+    struck,
     /// Refreshes completed.
     refreshes,
     /// Buckets that differed in a refresh.

@@ -191,7 +191,9 @@ impl Opener {
         let (tails, bytes) = self.tails(&choice, fenced).await?;
         let plan = decide(self.epoch, &tails).map_err(|e| match e {
             // A voter that was fenced and then did not show its tail.
-            Refusal::NotEnough { .. } => OpenError::Unavailable(e.to_string()),
+            Refusal::NotEnough { .. } | Refusal::StruckOut { .. } => {
+                OpenError::Unavailable(e.to_string())
+            }
             e => OpenError::Incomplete(e.to_string()),
         })?;
         tracing::info!(
@@ -529,7 +531,7 @@ impl Opener {
         let cursor = status_of(reply.0).map_err(fail)?.cursor;
         // An earlier copy to it that was broken off counts.
         let known = Told { filling: false, applied: since, held: 0, cursor };
-        let Course::From(mut cursor) = course(&known, at, told.floor) else {
+        let Course::From(mut cursor) = course(&known, at, p.entry.floor) else {
             return Err(OpenError::Incomplete(format!("bank {bank} shard {shard} is too old")));
         };
         let mut moved = 0usize;

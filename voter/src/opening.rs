@@ -157,6 +157,23 @@ pub enum Refusal {
         /// Who should be asked.
         hint: String,
     },
+    /// One of the two voters that answered was struck out, and the third is away.
+    #[error(
+        "shard {shard}: bank {bank} was struck out: it was away too long (it stands at {applied}, deletions \
+         through {floor} are forgotten); {needed} must answer before the volume can be opened"
+    )]
+    StruckOut {
+        /// The shard.
+        shard: u16,
+        /// Who was struck out.
+        bank: BankId,
+        /// Where it stands.
+        applied: Version,
+        /// What it would need.
+        floor: Version,
+        /// Who must answer.
+        needed: String,
+    },
     /// What the voters say cannot be.
     #[error("the voters contradict each other: {0}")]
     Inconsistent(String),

@@ -28,6 +28,9 @@ pub struct ReplicaStatus {
     pub state: String,
     /// Why it is down.
     pub why: Option<String>,
+    /// It was away too long and is filled anew when it returns.
+    #[serde(default)]
+    pub struck_out: bool,
     /// Groups it is behind by.
     pub behind_groups: u64,
     /// The catch-up or refill under way.
@@ -195,6 +198,7 @@ pub(crate) fn without_mount(nodes: &Nodes, all: PerBank<Vec<Option<Status>>>) ->
                     None => Some("no answer".into()),
                     Some(s) => s.failed.clone(),
                 },
+                struck_out: false,
                 behind_groups: 0,
                 copied: None,
                 node,
@@ -271,8 +275,12 @@ impl Replicated {
                 });
                 row.state = r.health.health().word().into();
                 row.why = None;
+                row.struck_out = r.struck;
                 match r.health.health() {
                     Health::UpToDate => row.behind_groups = 0,
+                    Health::Down if r.struck => {
+                        row.why = Some(format!("struck out, will be filled anew; {}", r.why));
+                    }
                     Health::Down => row.why = Some(r.why.clone()),
                     Health::Behind { .. } | Health::Filling => {}
                 }

@@ -105,6 +105,9 @@ pub(crate) struct Replica {
     pub(crate) waiting_since: Option<Duration>,
     /// A catch-up or refill under way.
     pub(crate) copied: Option<Copied>,
+    /// Away, and passed by the floor, which does not wait for it: no voter any more, whatever the
+    /// configuration says, until it was filled anew (docs/adr/0019).
+    pub(crate) struck: bool,
 }
 
 impl Replica {
@@ -123,6 +126,7 @@ impl Replica {
             last_answer: None,
             waiting_since: None,
             copied: None,
+            struck: false,
         }
     }
 
@@ -183,6 +187,40 @@ impl Shard {
             })
             .cloned()
             .collect()
+    }
+
+    /// What two or three up-to-date replicas have applied durably, `but` not counted; `None` when fewer
+    /// than two are up to date or one is not that should be.
+    fn applied_by_the_others(&self, but: Option<BankId>) -> Option<Version> {
+        let mut others = self.replicas.iter().filter(|(b, r)| Some(*b) != but && !r.struck);
+        let applied: Vec<Version> = others.try_fold(Vec::new(), |mut all, (_, r)| {
+            all.push(r.position.applied);
+            r.is_up_to_date().then_some(all)
+        })?;
+        if applied.len() < 2 { None } else { applied.into_iter().min() }
+    }
+
+    /// Could the floor pass this replica, which is away? Answers a peer that can say how many tombstones
+    /// are kept for it; `None` when it lacks nothing, is struck out already, or the two others are not
+    /// both up to date.
+    pub(crate) fn kept_for(&self, bank: BankId) -> Option<(BankId, StoreId)> {
+        let lowest = self.applied_by_the_others(Some(bank))?;
+        let away = &self.replicas[bank];
+        let peer = BankId::ALL.into_iter().find(|b| *b != bank)?;
+        let behind = away.position.position < self.committed_end;
+        let may = behind && !away.struck && self.floor < lowest;
+        may.then(|| (peer, self.replicas[peer].store))
+    }
+
+    /// Rule 8, striking out: the floor goes on without a replica that is away. Only between two
+    /// sessions with it: what is copied to it meanwhile would miss the deletions that are forgotten.
+    /// It takes effect with the next part, which both others must ack, as the third cannot: whoever
+    /// opens the volume later finds the floor on any of the two. Answers the new floor.
+    pub(crate) fn strike(&mut self, bank: BankId) -> Option<Version> {
+        self.kept_for(bank)?;
+        self.floor = self.applied_by_the_others(Some(bank))?;
+        self.replicas[bank].struck = true;
+        Some(self.floor)
     }
 
     /// Banks whose answers count for reads through `through`, best first: those that are not keeping
@@ -518,12 +556,9 @@ impl Core {
             r.mark = r.mark.max(p.high);
             self.commit.ack(shard, bank, p.position);
         }
-        // Rule 10: the floor follows what all three have applied durably.
-        let all = s.configuration.stores.0.iter().flatten().count() == 3;
-        if all && s.replicas.iter().all(|(_, r)| r.is_up_to_date()) {
-            let lowest =
-                s.replicas.iter().map(|(_, r)| r.position.applied).min().unwrap_or_default();
-            s.floor = s.floor.max(lowest);
+        // Rule 10: the floor follows what all three have applied durably, or the two that are left.
+        if s.replicas.iter().all(|(_, r)| r.is_up_to_date() || r.struck) {
+            s.floor = s.floor.max(s.applied_by_the_others(None).unwrap_or_default());
         }
         let moved = self.settle();
         self.shards[shard as usize].prune(limits.replay_bytes);
@@ -766,6 +801,55 @@ mod tests {
         assert!(c.seal());
         let s = c.sealed.pop_front().unwrap();
         assert!(s.parts.iter().all(|(_, _, r)| r.is_empty()));
+    }
+
+    /// Rules 8 and 10: the floor waits for a replica that is away until it is struck out, goes on with
+    /// the two others then, and waits again from the moment that it is looked at again.
+    #[test]
+    fn the_floor_passes_who_is_struck_out_and_nobody_else() {
+        let l = Limits::default();
+        let mut c = core();
+        let stand = |c: &mut Core, banks: &[BankId], v: Version| {
+            for b in banks {
+                let p = Position { applied: v, ..at(c, 0, *b, v) };
+                c.acked(0, *b, p, &l);
+            }
+        };
+        let write = |c: &mut Core| {
+            c.submit(vec![put(0, "a", "1")], Instant::now()).unwrap();
+            seal(c)
+        };
+        let v1 = write(&mut c);
+        stand(&mut c, &BankId::ALL, v1);
+        assert_eq!(c.shards[0].floor, v1);
+        let [x, y, z] = BankId::ALL;
+        assert_eq!(c.shards[0].strike(z), None, "it lacks nothing");
+        c.shards[0].replicas[z].health.on(Event::Unreachable, Duration::ZERO);
+        assert_eq!(c.shards[0].strike(z), None, "it lacks nothing, and is away");
+
+        let v2 = write(&mut c);
+        stand(&mut c, &[x, y], v2);
+        assert_eq!(c.shards[0].floor, v1, "it is waited for");
+        c.shards[0].replicas[y].health.on(Event::Unreachable, Duration::ZERO);
+        assert_eq!(c.shards[0].strike(z), None, "one is not enough");
+        let back = Event::Stands { at: v2, to: v2 };
+        c.shards[0].replicas[y].health.on(back, Duration::ZERO);
+        assert_eq!(c.shards[0].kept_for(z).map(|(peer, _)| peer), Some(x));
+        assert_eq!(c.shards[0].strike(z), Some(v2));
+        assert_eq!(c.shards[0].strike(z), None, "once");
+
+        let v3 = write(&mut c);
+        stand(&mut c, &[x, y], v3);
+        assert_eq!(c.shards[0].floor, v3);
+        c.shards[0].replicas[y].health.on(Event::Unreachable, Duration::ZERO);
+        let v4 = write(&mut c);
+        stand(&mut c, &[x], v4);
+        assert_eq!(c.shards[0].strike(y), None, "never two");
+        assert_eq!(c.shards[0].floor, v3);
+        c.shards[0].replicas[y].health.on(back, Duration::ZERO);
+        c.shards[0].replicas[z].struck = false;
+        stand(&mut c, &[x, y], v4);
+        assert_eq!(c.shards[0].floor, v3, "it is waited for again");
     }
 
     #[test]

@@ -20,6 +20,7 @@ const SHARDS: u16 = 2;
 struct World {
     nodes: PerBank<Vec<Arc<MemoryBank>>>,
     wires: PerBank<Vec<Arc<FaultyBank>>>,
+    limits: Limits,
 }
 
 fn limits() -> Limits {
@@ -56,7 +57,7 @@ impl World {
                 .map(|n: &Arc<MemoryBank>| Arc::new(FaultyBank::new(n.clone() as Arc<dyn Bank>, 7)))
                 .collect::<Vec<_>>()
         });
-        let world = Self { nodes, wires };
+        let world = Self { nodes, wires, limits: limits() };
         world.clock();
         world
     }
@@ -99,7 +100,7 @@ impl World {
             seed: None,
             progress: Arc::new(|_| {}),
         };
-        Replicated::open_with(self.as_nodes(), limits(), options).await
+        Replicated::open_with(self.as_nodes(), self.limits.clone(), options).await
     }
 
     fn each(&self, bank: BankId, f: impl Fn(&MemoryBank)) {
@@ -209,6 +210,14 @@ async fn await_redundancy(v: &Replicated, n: usize) {
     }
 }
 
+async fn until(what: &str, mut done: impl AsyncFnMut() -> bool) {
+    let limit = Instant::now() + Duration::from_secs(10);
+    while !done().await {
+        assert!(Instant::now() < limit, "not within 10 s: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 /// A volume and what it should hold.
 struct Checked {
     v: Arc<Replicated>,
@@ -313,6 +322,60 @@ fn a_bank_that_was_away_catches_up_and_nothing_deleted_returns() {
             world.await_equal().await;
             // The one that was away answers together with either of the others.
             for other in BankId::ALL.into_iter().filter(|b| *b != bank) {
+                world.kill(other);
+                c.check().await;
+                world.start(other);
+                await_redundancy(&c.v, 3).await;
+            }
+        });
+    }
+}
+
+/// Rule 8, striking out (docs/adr/0019): the others forget what was deleted while it was away too long,
+/// in this mount and in the next; so it is filled anew, and is not one of two before.
+#[test]
+fn a_bank_that_is_away_too_long_is_struck_out_and_filled_anew() {
+    for bank in BankId::ALL {
+        runtime_test(async move {
+            let mut world = World::made().await;
+            world.limits.tombstones_max = 30;
+            let [x, y] = [1, 2].map(|n| BankId::ALL[(bank.index() + n) % 3]);
+            let mut c = filled(&world).await;
+            await_redundancy(&c.v, 3).await;
+            let old: Vec<StoreId> =
+                world.nodes[bank].iter().map(|n| n.status().expect("runs").store).collect();
+            world.kill(bank);
+            (0..100).for_each(|n| c.delete(n));
+            c.sync().await;
+            let struck = |s: &voter::ClusterStatus| {
+                s.replicas.iter().filter(|r| r.struck_out && r.bank == bank).count() == 2
+            };
+            until("struck out", async || struck(&c.v.status().await)).await;
+            // The floor rides in the next part of each shard.
+            (300..304).for_each(|n| c.put(n, "after"));
+            c.sync().await;
+            until("tombstones are dropped", async || {
+                (300..304).for_each(|n| c.put(n, "again"));
+                c.sync().await;
+                let kept = |b: BankId| world.nodes[b].iter().filter_map(|n| n.status());
+                kept(x).chain(kept(y)).all(|s| s.space.tombstones == 0)
+            })
+            .await;
+            c.v.close().await.expect("close");
+
+            // Back, with one of the others: what it lacks cannot be known.
+            world.kill(y);
+            world.start(bank);
+            let refused = world.try_open(true).await.err().expect("must not open").to_string();
+            assert!(refused.contains("struck out"), "{refused}");
+            world.start(y);
+            c.v = world.open().await;
+            await_redundancy(&c.v, 3).await;
+            world.await_equal().await;
+            for (n, old) in world.nodes[bank].iter().zip(old) {
+                assert_ne!(n.status().expect("runs").store, old);
+            }
+            for other in [x, y] {
                 world.kill(other);
                 c.check().await;
                 world.start(other);

@@ -5,9 +5,9 @@
 mod support;
 
 use BankId::{A, B, C};
-use storenode::wire::{BankId, Configuration, Cursor, PerBank, Role, Status, Version};
+use storenode::wire::{BankId, Cursor, PerBank, Role, Status, Version};
 use support::{blank, statuses, store};
-use voter::configuration::{Filled, Next, Waiting, next_step, strike};
+use voter::configuration::{Filled, Next, Waiting, next_step};
 
 const AT: Version = Version::new(3, 20);
 const FILLED: Filled = Filled { through: AT, mark: AT };
@@ -124,12 +124,4 @@ fn nothing_to_do_or_nobody_there() {
     s[C] = None;
     assert_eq!(next_step(&s, PerBank([false; 3]), FILLED), Next::Wait(Waiting::Away(C)));
     assert_eq!(next_step(&s, PerBank([false, false, true]), FILLED), Next::Wait(Waiting::Away(C)));
-}
-
-#[test]
-fn striking_leaves_two_and_never_one() {
-    let first = support::configuration(0);
-    let second = strike(&first, C).unwrap();
-    assert_eq!((second.number, second.stores[C]), (2, None));
-    assert_eq!(strike(&second, B), None::<Configuration>);
 }

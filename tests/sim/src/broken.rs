@@ -55,6 +55,8 @@ pub enum Broken {
     AnyStoreWillDo,
     /// A repair is taken whenever it comes, whatever became of the record since. (trap 23)
     LateRepair,
+    /// Nobody says that a store is below the floor. (docs/adr/0019)
+    StruckVotes,
     /// What was copied counts for more than was settled when the copy began. (docs/adr/0016)
     CopiedIsNewer,
     /// A copy that was interrupted goes on behind what it had not copied. (docs/adr/0016)
@@ -63,7 +65,7 @@ pub enum Broken {
 
 impl Broken {
     /// Those that the simulation notices.
-    pub const ALL: [Broken; 22] = [
+    pub const ALL: [Broken; 23] = [
         Broken::AckedBeforeStored,
         Broken::FlushLies,
         Broken::StateNotDurable,
@@ -86,6 +88,7 @@ impl Broken {
         Broken::EmptyStoreVotes,
         Broken::CopiedIsMore,
         Broken::LateRepair,
+        Broken::StruckVotes,
     ];
 
     /// Those that thousands of worlds did not notice: the detached tail makes up for the first; nothing
@@ -271,6 +274,7 @@ pub(crate) fn bend_back(rule: Broken, reply: &mut Reply, newest: &mut Memory) {
                 c.after = vec![0xff; 8];
             }
         }
+        (Broken::StruckVotes, Reply::Status(s)) => s.floor = Version::ZERO,
         (Broken::ScrubBlind, Reply::Verified { bad, .. }) => bad.clear(),
         (Broken::DamageIsAbsence, Reply::Status(s)) => s.damaged_through = None,
         (Broken::DamageIsAbsence, Reply::Tail { damaged_through, .. }) => *damaged_through = None,

@@ -7,6 +7,9 @@ use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use storenode::wire::BankId;
 
+/// Deletions remembered for a replica that is away, unless a world is about that.
+pub const TOMBSTONES_MAX: u64 = 10_000_000;
+
 /// Seconds between two refreshes.
 pub const REFRESH_S: u64 = 20;
 
@@ -150,6 +153,8 @@ pub struct Plan {
     pub beyond: bool,
     /// Banks are compared so often, seconds.
     pub refresh_s: u64,
+    /// Deletions remembered in a shard for a replica that is away.
+    pub tombstones_max: u64,
     /// A rule that is broken on purpose.
     pub broken: Option<Broken>,
     /// What happens.
@@ -170,6 +175,7 @@ impl Plan {
         let faults = *pick(&mut dice, &[4, 10, 10, 25]);
         let steps = (0..n).map(|_| step(&mut dice, faults)).collect();
         let refresh_s = REFRESH_S;
+        let tombstones_max = *pick(&mut dice, &[2, 10, 10, TOMBSTONES_MAX]);
         Self {
             seed,
             layer,
@@ -178,6 +184,7 @@ impl Plan {
             segment_bytes,
             beyond: false,
             refresh_s,
+            tombstones_max,
             broken: None,
             steps,
         }
@@ -260,6 +267,19 @@ impl Plan {
                     steps.push(Step::Pause { ms: dice.random_range(10..250) });
                     steps.push(Step::MountCrash);
                 }
+                // A bank is away too long and struck out, returns, and of the two others one is gone.
+                Broken::StruckVotes => {
+                    written(dice, &mut steps, 10..20);
+                    strike(dice, &mut steps, x, Fault::Kill, 3_000);
+                    for _ in 0..4 {
+                        written(dice, &mut steps, 5..15);
+                        steps.push(Step::Pause { ms: 500 });
+                    }
+                    steps.push(Step::MountCrash);
+                    steps.push(Step::Pause { ms: 6_000 });
+                    strike(dice, &mut steps, y, Fault::Kill, 3_000);
+                    steps.push(Step::Scan);
+                }
                 _ => return None,
             }
             steps.push(Step::Weather(Weather::default()));
@@ -271,6 +291,7 @@ impl Plan {
         let (layer, shards, segment_bytes) = (Layer::Keys, 1, 4 << 10);
         // What a refresh would mend is to be seen.
         let refresh_s = 3_600;
+        let tombstones_max = if rule == Broken::StruckVotes { 2 } else { TOMBSTONES_MAX };
         Some(Self {
             seed,
             layer,
@@ -279,6 +300,7 @@ impl Plan {
             segment_bytes,
             beyond,
             refresh_s,
+            tombstones_max,
             broken: None,
             steps,
         })

@@ -40,6 +40,7 @@ pub fn limits(plan: &Plan) -> Limits {
         probe_first_ms: 10,
         probe_longest_ms: 100,
         refresh_interval_s: plan.refresh_s,
+        tombstones_max: plan.tombstones_max,
         copy_page_bytes: 8,
         ..Limits::default()
     }

@@ -1,7 +1,7 @@
 //! Worlds that once went wrong, shrunk, as they were found: one for each bug of the product that the
 //! simulation found and that no smaller test shows.
 
-use sim::plan::{Fault, Layer, Plan, REFRESH_S, Step};
+use sim::plan::{Fault, Layer, Plan, REFRESH_S, Step, TOMBSTONES_MAX};
 use sim::run::run;
 use sim::wire::Weather;
 use storenode::wire::BankId;
@@ -15,6 +15,7 @@ fn goes_well(seed: u64, shards: u16, keys: u16, segment_bytes: u64, steps: Vec<S
         segment_bytes,
         beyond: false,
         refresh_s: REFRESH_S,
+        tombstones_max: TOMBSTONES_MAX,
         broken: None,
         steps,
     };

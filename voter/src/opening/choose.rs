@@ -20,7 +20,7 @@ pub enum Replace {
         /// Which.
         volume: VolumeId,
     },
-    /// Another store has taken its place, or it was struck out.
+    /// Another store has taken its place.
     #[error("replaced by another store")]
     NotNamed,
     /// It acked more than it knows of: its directory was rolled back.
@@ -32,7 +32,9 @@ pub enum Replace {
         high: Version,
     },
     /// It was away too long: its peers dropped tombstones that it would need.
-    #[error("too old: it stands at {applied}, tombstones through {floor} are gone")]
+    #[error(
+        "struck out, away too long: it stands at {applied}, deletions through {floor} are forgotten"
+    )]
     BelowFloor {
         /// The floor of a peer.
         floor: Version,
@@ -196,7 +198,6 @@ fn choose_shard(
     });
     if voters.iter().filter(|(_, v)| v.is_some()).count() < 2 {
         let why = |b: BankId| match (&row[b], &replace[b], &failed[b]) {
-            (None, _, _) if configuration.stores[b].is_none() => "struck out".into(),
             (None, _, _) => "no answer".into(),
             (_, Some(replace), _) => replace.to_string(),
             (_, _, Some(failed)) => failed.clone(),

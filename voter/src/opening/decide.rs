@@ -196,8 +196,8 @@ struct Group {
 /// Rule 5 d, e, f: decides what stays. `shards[i]` needs at least two fenced voters.
 ///
 /// # Errors
-/// [`Refusal::Damaged`] or [`Refusal::Missing`] rather than dropping what may have been
-/// acknowledged.
+/// [`Refusal::Damaged`], [`Refusal::Missing`] or [`Refusal::StruckOut`] rather than dropping what may
+/// have been acknowledged, or bringing back what was deleted.
 pub fn decide(epoch: u64, shards: &[ShardTails]) -> Result<Plan, Refusal> {
     let fenced = || shards.iter().flat_map(|s| s.fenced.iter().filter_map(|(_, f)| f.as_ref()));
     let last_opening = fenced().flat_map(marks_of).max_by_key(|m| m.epoch);
@@ -220,7 +220,10 @@ pub fn decide(epoch: u64, shards: &[ShardTails]) -> Result<Plan, Refusal> {
     let mut ends: Vec<OpeningMark> = chain_marks(&chains);
     ends.push(ours);
     let all: Vec<u16> = (0..shards.len() as u16).collect();
-    let plans = chains.iter().map(|c| settle(c, cut, entry, watermark, &all)).collect();
+    let plans = chains
+        .iter()
+        .map(|c| settle(c, cut, entry, watermark, &all))
+        .collect::<Result<Vec<_>, _>>()?;
     let seen: BTreeSet<Version> = fenced()
         .flat_map(|f| f.tail.iter().filter(|p| p.cut.is_none()).map(|p| p.version))
         .filter(|v| *v > cut || !groups.contains_key(v) && *v > watermark)
@@ -378,13 +381,17 @@ fn chain_marks(chains: &[Chain<'_>]) -> Vec<OpeningMark> {
 }
 
 /// Rule 5 f and g for one shard.
+///
+/// A voter below the floor was struck out (docs/adr/0019): what it lacks may be a deletion whose
+/// tombstone is gone. The part that raised the floor past it may still be pending in the chain, where
+/// [`choose`](super::choose) could not see it; two voters acked it, and this one was none of them.
 fn settle(
     chain: &Chain<'_>,
     cut: Version,
     entry: Version,
     watermark: Version,
     all: &[u16],
-) -> ShardPlan {
+) -> Result<ShardPlan, Refusal> {
     let best = chain.best();
     let stays = |p: &&&PartHead| p.version <= cut || p.cut.is_some();
     let kept: Vec<&PartHead> = best.parts.iter().take_while(stays).copied().collect();
@@ -398,31 +405,42 @@ fn settle(
     for log in &chain.logs {
         steps[log.bank] = Some(view.step_of(log));
     }
+    let max = |f: &dyn Fn(&Fenced) -> Version| {
+        chain.logs.iter().map(|l| f(l.voter)).max().unwrap_or_default()
+    };
+    let floor = kept.iter().map(|p| p.floor).fold(max(&|f| f.floor), Version::max);
+    let struck = |l: &Log<'_>| l.voter.applied < floor;
     let mut order: Vec<&Log<'_>> = chain.logs.iter().collect();
     order.sort_by_key(|l| {
         let step = steps[l.bank].as_ref();
         let behind = step.is_some_and(|s: &Step| s.catch_up.is_some());
         let missing = step.map_or(0, |s| s.append.len());
-        (behind, l.bank != best.bank, l.voter.damaged_through.is_some(), missing)
+        (struck(l), behind, l.bank != best.bank, l.voter.damaged_through.is_some(), missing)
     });
-    let max = |f: &dyn Fn(&Fenced) -> Version| {
-        chain.logs.iter().map(|l| f(l.voter)).max().unwrap_or_default()
-    };
+    if let Some(old) = order[..2].iter().find(|l| struck(l)) {
+        return Err(Refusal::StruckOut {
+            shard: chain.shard,
+            bank: old.bank,
+            applied: old.voter.applied,
+            floor,
+            needed: names(chain.unread.iter().copied()),
+        });
+    }
     let marks = PerBank::from_fn(|b| {
         let own = chain.logs.iter().find(|l| l.bank == b).map_or(Version::ZERO, |l| l.voter.high);
-        max(&|f| f.marks[b]).max(own)
+        kept.iter().map(|p| p.marks[b]).fold(max(&|f| f.marks[b]).max(own), Version::max)
     });
     let entry = PartHead {
         version: entry,
         predecessor: end,
         watermark,
-        floor: max(&|f| f.floor),
+        floor,
         marks,
         cut: Some(cut),
         shards: all.to_vec(),
     };
     let settle = [order[0].bank, order[1].bank];
-    ShardPlan {
+    Ok(ShardPlan {
         source: best.bank,
         chain: versions,
         end,
@@ -431,7 +449,7 @@ fn settle(
         settle,
         steps,
         entry,
-    }
+    })
 }
 
 /// The chain of one shard, for attaching a voter to it.

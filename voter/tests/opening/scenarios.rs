@@ -210,3 +210,34 @@ fn two_named_voters() {
     (a.damaged_through, a.position) = (Some(v(1, 7)), BASE);
     assert_eq!(decide(2, &[damaged]).unwrap().cut, BASE, "one of two is no ack");
 }
+
+/// Striking out (docs/adr/0019): the floor that passed a voter which was away may stand in a pending
+/// part only. With that voter and one of the others nothing can be opened: what it lacks may have
+/// been forgotten. With both others it is left out.
+#[test]
+fn a_voter_that_the_chain_struck_out_is_not_one_of_two() {
+    let mut raised = part(v(1, 9), BASE, &[0]);
+    raised.floor = v(1, 8);
+    raised.marks[BankId::A] = v(1, 6);
+    let chain = || voter(v(1, 8), vec![raised.clone()]);
+    let away = || voter(v(1, 5), vec![]);
+    let refused = decide(2, &[shard([away(), chain(), None])]);
+    let Err(Refusal::StruckOut { bank, applied, floor, needed, .. }) = refused else {
+        panic!("{refused:?}")
+    };
+    assert_eq!((bank, applied, floor), (BankId::A, v(1, 5), v(1, 8)));
+    assert_eq!(needed, "bank C");
+
+    let plan = decide(2, &[shard([away(), chain(), chain()])]).unwrap();
+    assert_eq!((plan.cut, plan.shards[0].settle), (v(1, 9), [BankId::C, BankId::B]));
+    assert_eq!(plan.shards[0].entry.floor, v(1, 8));
+    assert_eq!(plan.shards[0].entry.marks[BankId::A], v(1, 6));
+
+    // A part that becomes void strikes nobody out: not two voters had it.
+    let mut alone = raised.clone();
+    alone.shards = vec![0, 1];
+    let s0 = || shard([voter(v(1, 7), vec![]), voter(BASE, vec![alone.clone()]), None]);
+    let s1 = shard([voter(BASE, vec![]), voter(BASE, vec![]), None]);
+    let plan = decide(2, &[s0(), s1]).unwrap();
+    assert_eq!((plan.cut, plan.shards[0].entry.floor), (v(1, 7), Version::ZERO));
+}
