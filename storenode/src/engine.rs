@@ -114,6 +114,8 @@ pub(crate) struct Core {
     steps: VecDeque<Step>,
     durable_position: Version,
     durable_applied: Version,
+    /// Highest watermark that an entry of the log says: what a restart would know.
+    headed: Version,
     /// Records to be written again at the end of the log: tombstones applied from an earlier
     /// segment than the one written to (a tombstone must never lie before a copy of what it hides),
     /// and records whose key was removed between the arrival and the commit of their part.

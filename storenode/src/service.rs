@@ -394,7 +394,11 @@ impl Service {
     /// The sender holds the promise, and this node is attached to its epoch where that is needed.
     /// What must not race with a fence calls this under the writer lock.
     fn gate(&self, e: &Envelope, attached: bool) -> Result<(), NodeError> {
-        let i = self.identity.lock();
+        Self::permit(&self.identity.lock(), e, attached)
+    }
+
+    /// What is learned under this lock is learned before a fence, which then tells it.
+    fn permit(i: &Identity, e: &Envelope, attached: bool) -> Result<(), NodeError> {
         let promise = &i.state.promise;
         if e.epoch == 0 || (e.epoch, e.nonce) != (promise.epoch, promise.nonce) {
             return Err(NodeError::Fenced { promise: promise.clone() });
@@ -427,10 +431,11 @@ impl Service {
         if engine.applied() >= through {
             return Ok(());
         }
-        self.gate(e, true)?;
         if through.epoch > e.epoch {
             return Err(bad("a position of a later epoch"));
         }
+        let identity = self.identity.lock();
+        Self::permit(&identity, e, true)?;
         engine.reach(through)
     }
 

@@ -132,7 +132,10 @@ fn what_was_deleted_stays_deleted_when_a_bank_returns() {
 /// The others forget what was deleted meanwhile, `status` says so, and it is filled anew by itself.
 #[test]
 fn a_bank_that_is_away_too_long_is_struck_out_and_filled_anew() {
-    let setup = Setup { limits: "tombstones_max = 100\n".into(), ..Setup::default() };
+    let setup = Setup {
+        limits: "tombstones_max = 100\nstrike_after_ms = 1000\nreplay_bytes = 1024\n".into(),
+        ..Setup::default()
+    };
     let mut cluster = furnished("struck", setup);
     let stores: Vec<Value> =
         (0..2).map(|s| told(&cluster, Bank::B, s)["node"]["store"].clone()).collect();
@@ -143,8 +146,11 @@ fn a_bank_that_is_away_too_long_is_struck_out_and_filled_anew() {
         until(REPAIR_MAX, "status says that it is struck out", || {
             told(&cluster, Bank::B, shard)["struck_out"] == true
         });
+        let mut n = 0;
         until(REPAIR_MAX, "the others forget what was deleted", || {
-            fs::write(cluster.path("small"), "x").expect("write");
+            // Directories lie on all shards.
+            fs::create_dir(cluster.path(format!("new-{shard}-{n}"))).expect("mkdir");
+            n += 1;
             fs::File::open(cluster.mountpoint()).and_then(|d| d.sync_all()).expect("fsync");
             let kept = |b| told(&cluster, b, shard)["node"]["space"]["tombstones"].as_u64();
             kept(Bank::A).is_some_and(|n| n < 50) && kept(Bank::C).is_some_and(|n| n < 50)

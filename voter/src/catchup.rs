@@ -20,8 +20,9 @@ use storenode::wire::{
 };
 use tokio::time::Instant;
 
-/// How long a voter that went is waited for as a second source; see [`sources`].
-const CONFIRM_WITHIN: Duration = Duration::from_secs(3);
+/// How long a voter that went is waited for as a second source; see [`sources`]. An opener waits as long
+/// for a third voter before it copies to the second from the first alone.
+pub(crate) const CONFIRM_WITHIN: Duration = Duration::from_secs(3);
 
 /// Makes a new, filling store of what is there: a new store id, no content. A crash after this
 /// leaves a filling store that the next session goes on with.
@@ -350,6 +351,7 @@ async fn admit(shared: &Arc<Shared>, shard: u16, bank: BankId, store: StoreId) -
                 s.configuration = configuration;
                 let r = &mut s.replicas[bank];
                 r.votes = true;
+                r.refilling = false;
             }
             shared.attached(shard, bank, status.position);
             return Ok(());

@@ -44,6 +44,8 @@ pub struct Limits {
     /// Tombstones kept in a shard for a replica that is away; beyond it the replica is struck out, and
     /// filled anew when it returns. One takes about 100 bytes in the log and 150 in a node's memory.
     pub tombstones_max: u64,
+    /// A replica that is away for less is not struck out, milliseconds.
+    pub strike_after_ms: u64,
     /// Between refreshes of all shards, seconds.
     pub refresh_interval_s: u64,
     /// Values re-read from disk per bank within each refresh, bytes at most.
@@ -79,6 +81,7 @@ impl Default for Limits {
             probe_first_ms: 50,
             probe_longest_ms: 1_000,
             tombstones_max: 10_000_000,
+            strike_after_ms: 600_000,
             refresh_interval_s: 60,
             scrub_bytes_per_refresh: 256 << 20,
             refill_bytes_per_s: 400 << 20,
@@ -104,6 +107,16 @@ impl Limits {
     #[must_use]
     pub fn room_deadline(&self) -> Duration {
         Duration::from_millis(self.room_deadline_ms)
+    }
+    /// [`Limits::strike_after_ms`].
+    #[must_use]
+    pub fn strike_after(&self) -> Duration {
+        Duration::from_millis(self.strike_after_ms)
+    }
+    /// [`Limits::lease_ms`].
+    #[must_use]
+    pub fn lease(&self) -> Duration {
+        Duration::from_millis(self.lease_ms)
     }
     /// [`Limits::call_deadline_ms`].
     #[must_use]

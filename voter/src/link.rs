@@ -5,7 +5,7 @@
 use crate::bank::BankError;
 use crate::catchup;
 use crate::course::{Course, Told, course};
-use crate::health::Event;
+use crate::health::{Event, Health};
 use crate::metrics::add;
 use crate::shared::{Shared, stopped};
 use futures_util::StreamExt;
@@ -70,12 +70,20 @@ fn down(shared: &Shared, shard: u16, bank: BankId, end: &End) -> Duration {
 }
 
 /// Rule 8 for a replica that is away: when more deletions must be remembered for it than the limit, it
-/// is struck out.
+/// is struck out. One that went a moment ago is waited for: it may be about to catch up, and one of the
+/// two that would be left may have gone with nobody knowing it yet.
 async fn strike_out(shared: &Arc<Shared>, shard: u16, bank: BankId) {
     if shared.observing {
         return;
     }
-    let kept = shared.core.lock().shards[shard as usize].kept_for(bank);
+    let kept = {
+        let core = shared.core.lock();
+        let s = &core.shards[shard as usize];
+        let health = &s.replicas[bank].health;
+        let away = shared.now().saturating_sub(health.since());
+        let long = health.health() == Health::Down && away >= shared.limits.strike_after();
+        s.kept_for(bank).filter(|_| long)
+    };
     let Some((peer, store)) = kept else { return };
     let short = shared.limits.call_deadline();
     let answer = shared.call(shard, peer, store, Request::Status, vec![], short).await;
@@ -237,7 +245,7 @@ async fn prepare(
     bank: BankId,
     status: &mut Status,
 ) -> Result<bool, End> {
-    let (configured, mark, floor, joint) = {
+    let (configured, mark, floor, joint, other) = {
         let mut core = shared.core.lock();
         let s = &mut core.shards[shard as usize];
         // Admitted by a session of this mount that broke before it heard the answer. Nobody else changes
@@ -250,7 +258,8 @@ async fn prepare(
         }
         // From here on the floor waits for it again: what it lacks is looked at against this one.
         s.replicas[bank].struck = false;
-        (s.configuration.stores[bank], s.replicas[bank].mark, s.floor, s.committed_end)
+        let other = BankId::ALL.into_iter().find(|b| *b != bank && s.replicas[*b].refilling);
+        (s.configuration.stores[bank], s.replicas[bank].mark, s.floor, s.committed_end, other)
     };
     let verdict = match standing(shared, status, configured, mark) {
         good @ (Standing::Voter | Standing::Filling) => {
@@ -267,14 +276,41 @@ async fn prepare(
     };
     // What was never a voter may be emptied without asking.
     let counts_for_nothing = status.role == Role::Filling && configured != Some(status.store);
+    let refilling = |on| {
+        shared.core.lock().shards[shard as usize].replicas[bank].refilling = on;
+    };
     match verdict {
-        Standing::Voter => Ok(false),
-        Standing::Filling => Ok(true),
+        Standing::Voter => {
+            refilling(false);
+            Ok(false)
+        }
+        Standing::Filling => {
+            refilling(true);
+            Ok(true)
+        }
         Standing::Leave(why) => Err(End::Other(why)),
+        // Both others must keep the configuration in which a new store is admitted (rule 8), and an
+        // emptied store keeps nothing. So one after the other; this one obeys meanwhile.
+        Standing::Refill(why)
+            if other.is_some()
+                && status.role == Role::Voter
+                && configured == Some(status.store) =>
+        {
+            let (epoch, nonce) = {
+                let core = shared.core.lock();
+                (core.epoch, core.nonce)
+            };
+            let fence = Request::Fence { epoch, nonce, holder: shared.holder.clone() };
+            let short = shared.limits.call_deadline();
+            shared.call(shard, bank, status.store, fence, vec![], short).await?;
+            let other = other.map_or_else(String::new, |b| b.to_string());
+            Err(End::Other(format!("{why}; it waits until bank {other} has been filled")))
+        }
         Standing::Refill(why) if !counts_for_nothing && !shared.may_replace(bank, shard) => {
             Err(End::Other(format!("{why}; `tercet replace {bank} {shard}` fills it anew")))
         }
         Standing::Refill(why) => {
+            refilling(true);
             tracing::warn!(%bank, shard, %why, "refilling under a new store id");
             *status = catchup::begin_refill(shared, shard, bank, status).await?;
             Ok(true)

@@ -1,6 +1,7 @@
 //! Opening a volume (protocol rule 5) and making one: what [`crate::opening`] decides, done.
 
 use crate::bank::BankError;
+use crate::catchup::CONFIRM_WITHIN;
 use crate::course::{Course, Told, course, next_pass};
 use crate::limits::Limits;
 use crate::link::{position_of, status_of, unexpected};
@@ -138,8 +139,11 @@ pub(crate) async fn open(
 ) -> Result<(Shared, Orders), OpenError> {
     let dice = StdRng::seed_from_u64(options.seed.unwrap_or_else(rand::random));
     let volume = VolumeId::ZERO;
-    let mut opener = Opener { nodes, limits, options, volume, epoch: 0, nonce: 0, dice };
+    let confirmed_by = Instant::now();
+    let mut opener =
+        Opener { nodes, limits, options, volume, epoch: 0, nonce: 0, dice, confirmed_by };
     opener.wait_for_holder().await?;
+    opener.confirmed_by = Instant::now() + CONFIRM_WITHIN;
     // Any step may be repeated: a node that goes away in the middle only costs a new beginning,
     // under a higher epoch.
     let limit = Instant::now() + opener.limits.read_deadline() * 2;
@@ -170,6 +174,8 @@ struct Opener {
     epoch: u64,
     nonce: u64,
     dice: StdRng,
+    /// Until then a third voter is waited for, where it would spare a copy from one source.
+    confirmed_by: Instant,
 }
 
 /// Work for the repair tasks.
@@ -200,10 +206,30 @@ impl Opener {
             epoch = self.epoch, cut = %plan.cut, kept = plan.kept, dropped = plan.dropped.len(),
             "opening"
         );
+        self.await_third(&plan, &tails)?;
         self.finish_configurations(&choice).await?;
         self.settle(&plan, &choice, &tails, &bytes).await?;
         self.write_entries(&plan, &choice).await?;
         Ok((plan, choice, tails, bytes))
+    }
+
+    /// A voter that is far behind would be brought up from the one other that answered. If that one has
+    /// lost a record without a word, two of three would lack it (docs/adr/0015). The third may only be
+    /// slow, and then nothing need be copied now: it is asked again for a while.
+    fn await_third(&self, plan: &Plan, tails: &[ShardTails]) -> Result<(), OpenError> {
+        if Instant::now() >= self.confirmed_by {
+            return Ok(());
+        }
+        for (shard, (p, t)) in plan.shards.iter().zip(tails).enumerate() {
+            let copies = |b: &BankId| p.steps[*b].as_ref().is_some_and(|s| s.catch_up.is_some());
+            let unread = BankId::ALL.into_iter().find(|b| t.named[*b] && t.fenced[*b].is_none());
+            if let (Some(bank), Some(third)) = (p.settle.iter().find(|b| copies(b)), unread) {
+                return Err(OpenError::Unavailable(format!(
+                    "bank {bank} shard {shard} is behind: waiting for bank {third} a little"
+                )));
+            }
+        }
+        Ok(())
     }
 
     fn shards(&self) -> usize {
@@ -620,7 +646,9 @@ impl Opener {
                 let told = tails[i].fenced[b].as_ref();
                 let store = c.configuration.stores[b].unwrap_or(StoreId::ZERO);
                 let applied = told.map(|t| t.applied).unwrap_or_default();
-                Replica::unknown(store, p.entry.marks[b], applied, Duration::ZERO)
+                let mut r = Replica::unknown(store, p.entry.marks[b], applied, Duration::ZERO);
+                r.refilling = c.replace[b].is_some();
+                r
             });
             let mut shard = Shard::opened(c.configuration, plan.watermark, p.entry.floor, replicas);
             // The parts that were settled are kept for the third voter like any others.

@@ -242,7 +242,7 @@ impl Shared {
     /// Rule 10 and 12: did two banks answer within the lease?
     pub(crate) fn lease_holds(&self) -> bool {
         let core = self.core.lock();
-        let lease = Duration::from_millis(self.limits.lease_ms);
+        let lease = self.limits.lease();
         core.shards.first().is_some_and(|s| {
             s.replicas
                 .iter()

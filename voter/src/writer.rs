@@ -108,6 +108,8 @@ pub(crate) struct Replica {
     /// Away, and passed by the floor, which does not wait for it: no voter any more, whatever the
     /// configuration says, until it was filled anew (docs/adr/0019).
     pub(crate) struck: bool,
+    /// Its store is to be filled, or is being filled, and not admitted yet.
+    pub(crate) refilling: bool,
 }
 
 impl Replica {
@@ -127,6 +129,7 @@ impl Replica {
             waiting_since: None,
             copied: None,
             struck: false,
+            refilling: false,
         }
     }
 
@@ -189,25 +192,28 @@ impl Shard {
             .collect()
     }
 
-    /// What two or three up-to-date replicas have applied durably, `but` not counted; `None` when fewer
-    /// than two are up to date or one is not that should be.
-    fn applied_by_the_others(&self, but: Option<BankId>) -> Option<Version> {
+    /// The last part that two or three up-to-date replicas have applied durably, or a position before it,
+    /// `but` not counted; `None` when fewer than two are up to date or one is not that should be. Never
+    /// between two parts: a replica that has to apply the next one again would stand below it.
+    fn applied_by_all(&self, but: Option<BankId>) -> Option<Version> {
         let mut others = self.replicas.iter().filter(|(b, r)| Some(*b) != but && !r.struck);
         let applied: Vec<Version> = others.try_fold(Vec::new(), |mut all, (_, r)| {
             all.push(r.position.applied);
             r.is_up_to_date().then_some(all)
         })?;
-        if applied.len() < 2 { None } else { applied.into_iter().min() }
+        let lowest = applied.iter().min().filter(|_| applied.len() >= 2)?;
+        Some(self.committed_end.min(*lowest))
     }
 
     /// Could the floor pass this replica, which is away? Answers a peer that can say how many tombstones
     /// are kept for it; `None` when it lacks nothing, is struck out already, or the two others are not
     /// both up to date.
     pub(crate) fn kept_for(&self, bank: BankId) -> Option<(BankId, StoreId)> {
-        let lowest = self.applied_by_the_others(Some(bank))?;
+        let lowest = self.applied_by_all(Some(bank))?;
         let away = &self.replicas[bank];
         let peer = BankId::ALL.into_iter().find(|b| *b != bank)?;
-        let behind = away.position.position < self.committed_end;
+        // What can be sent to it as it is needs no tombstones.
+        let behind = !self.can_replay_from(away.position.position.max(away.mark));
         let may = behind && !away.struck && self.floor < lowest;
         may.then(|| (peer, self.replicas[peer].store))
     }
@@ -218,7 +224,7 @@ impl Shard {
     /// opens the volume later finds the floor on any of the two. Answers the new floor.
     pub(crate) fn strike(&mut self, bank: BankId) -> Option<Version> {
         self.kept_for(bank)?;
-        self.floor = self.applied_by_the_others(Some(bank))?;
+        self.floor = self.applied_by_all(Some(bank))?;
         self.replicas[bank].struck = true;
         Some(self.floor)
     }
@@ -556,12 +562,13 @@ impl Core {
             r.mark = r.mark.max(p.high);
             self.commit.ack(shard, bank, p.position);
         }
+        let moved = self.settle();
+        let s = &mut self.shards[shard as usize];
         // Rule 10: the floor follows what all three have applied durably, or the two that are left.
         if s.replicas.iter().all(|(_, r)| r.is_up_to_date() || r.struck) {
-            s.floor = s.floor.max(s.applied_by_the_others(None).unwrap_or_default());
+            s.floor = s.floor.max(s.applied_by_all(None).unwrap_or_default());
         }
-        let moved = self.settle();
-        self.shards[shard as usize].prune(limits.replay_bytes);
+        s.prune(limits.replay_bytes);
         moved
     }
 
@@ -827,6 +834,17 @@ mod tests {
         c.shards[0].replicas[z].health.on(Event::Unreachable, Duration::ZERO);
         assert_eq!(c.shards[0].strike(z), None, "it lacks nothing, and is away");
 
+        let kept = write(&mut c);
+        stand(&mut c, &[x, y], kept);
+        assert_eq!(c.shards[0].strike(z), None, "what it lacks is kept for it");
+        // So little is kept for who is away.
+        let l = Limits { replay_bytes: 0, ..Limits::default() };
+        let stand = |c: &mut Core, banks: &[BankId], v: Version| {
+            for b in banks {
+                let p = Position { applied: v, ..at(c, 0, *b, v) };
+                c.acked(0, *b, p, &l);
+            }
+        };
         let v2 = write(&mut c);
         stand(&mut c, &[x, y], v2);
         assert_eq!(c.shards[0].floor, v1, "it is waited for");
@@ -850,6 +868,29 @@ mod tests {
         c.shards[0].replicas[z].struck = false;
         stand(&mut c, &[x, y], v4);
         assert_eq!(c.shards[0].floor, v3, "it is waited for again");
+    }
+
+    /// Else a voter that loses what the last opener voided stands below it, and lacks nothing.
+    #[test]
+    fn the_floor_never_lies_between_two_parts() {
+        let l = Limits::default();
+        let mut c = core();
+        c.submit(vec![put(0, "a", "1")], Instant::now()).unwrap();
+        let v1 = seal(&mut c);
+        c.submit(vec![put(1, "b", "1")], Instant::now()).unwrap();
+        let v2 = seal(&mut c);
+        for b in BankId::ALL {
+            let p = at(&c, 1, b, v2);
+            c.acked(1, b, p, &l);
+        }
+        // The next part of shard 0 is on its way: its nodes have applied through v2.
+        c.submit(vec![put(0, "a", "2"), put(1, "b", "2")], Instant::now()).unwrap();
+        let v3 = seal(&mut c);
+        for b in BankId::ALL {
+            let p = Position { applied: v2, ..at(&c, 0, b, v3) };
+            c.acked(0, b, p, &l);
+        }
+        assert_eq!((c.watermark, c.shards[0].floor), (v2, v1));
     }
 
     #[test]

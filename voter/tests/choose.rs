@@ -56,6 +56,11 @@ fn a_store_below_its_mark_or_below_the_floor_is_refilled() {
     c.position.applied = old;
     assert!(choose(&s).unwrap().shards[0].voters[C].is_some(), "behind is no reason");
     s[0][A].as_mut().unwrap().floor = Version::new(2, 6);
+    assert!(
+        choose(&s).unwrap().shards[0].voters[C].is_some(),
+        "its log brings what it has not applied"
+    );
+    s[0][C].as_mut().unwrap().position.position = old;
     let floor = Replace::BelowFloor { floor: Version::new(2, 6), applied: old };
     assert_eq!(choose(&s).unwrap().shards[0].replace[C], Some(floor));
 }

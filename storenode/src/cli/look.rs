@@ -77,7 +77,7 @@ fn status_words(s: &Status, target: &Target) -> String {
     let stores = s.configuration.stores.iter().map(|(bank, store)| match store {
         Some(id) if *id == s.store => format!("{bank} this"),
         Some(id) => format!("{bank} {}", &id.to_string()[..8]),
-        None => format!("{bank} struck out"),
+        None => format!("{bank} none"),
     });
     let stores = stores.collect::<Vec<_>>().join(", ");
     if s.configuration.number > 0 {

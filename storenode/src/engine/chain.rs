@@ -92,12 +92,7 @@ impl Chain {
 
     /// Settled through here, as far as this node holds it.
     pub(crate) fn applied(&self) -> Version {
-        self.applied_at(self.sum.watermark)
-    }
-
-    /// Settled through here if `watermark` were known.
-    fn applied_at(&self, watermark: Version) -> Version {
-        watermark.min(self.position).max(self.sum.base)
+        self.sum.watermark.min(self.position).max(self.sum.base)
     }
 
     /// How far a copy came that is not over: one of which all is applied has nothing more to say.

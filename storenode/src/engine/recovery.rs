@@ -158,6 +158,7 @@ impl Engine {
             steps: VecDeque::new(),
             durable_position: Version::ZERO,
             durable_applied: Version::ZERO,
+            headed: Version::ZERO,
             again: Vec::new(),
             segment: 0,
             head_base: Version::ZERO,

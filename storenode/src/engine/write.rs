@@ -45,6 +45,9 @@ impl Engine {
         };
         let result = self.log.write(tail, entries, watermark, &snapshot);
         self.follow(tail, before);
+        let mut core = self.core.lock();
+        core.headed = core.headed.max(watermark);
+        drop(core);
         result
     }
 
@@ -88,9 +91,12 @@ impl Engine {
         result
     }
 
-    /// What was written through `end` gives this position; it may be told once that is durable.
+    /// What was written through `end` gives this position; it may be told once that is durable. A read
+    /// or a beat may have taught a higher watermark while it was written: that is in no entry yet, and
+    /// what is told would be more than a restart knows.
     pub(super) fn note(&self, core: &mut Core, end: u64) {
-        let (position, applied) = (core.chain.position(), core.chain.applied());
+        let position = core.chain.position();
+        let applied = core.headed.min(position);
         core.steps.push_back(Step { end, position, applied });
     }
 
@@ -249,6 +255,8 @@ impl Engine {
         let mut core = self.core.lock();
         core.chain.join(at);
         core.chain.learn(reach);
+        // The entry says so.
+        core.headed = core.headed.max(reach).max(at);
         if !self.apply(&mut core) {
             return Err(self.failure());
         }
@@ -284,7 +292,7 @@ impl Engine {
             let core = self.core.lock();
             (core.chain.sum.floor, core.chain.applied())
         };
-        if kind == InstallKind::Repair && as_of < floor {
+        if as_of < floor {
             return Err(NodeError::BelowFloor { as_of, floor });
         }
         let (mut rows, mut pieces, mut lowered) = (Vec::new(), Vec::new(), Vec::new());
@@ -532,4 +540,51 @@ fn split(records: &[RecordHead], values: &Bytes) -> Result<Vec<Bytes>, NodeError
         return Err(bad("more values than records"));
     }
     Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::MemoryDisk;
+    use crate::engine::Settings;
+    use crate::engine::segment::Owner;
+    use crate::part;
+    use crate::wire::{BankId, StoreId, VolumeId};
+
+    /// Else a voter of which less was durable than it had said would look struck out after a power cut,
+    /// and the log could be trimmed by a watermark that a restart does not know (trap 16).
+    #[test]
+    fn nothing_is_told_as_applied_that_the_log_does_not_say() {
+        let v = |seq| Version::new(1, seq);
+        let disk = Arc::new(MemoryDisk::new());
+        let open = || {
+            let (store, volume) = (StoreId([1; 16]), VolumeId([2; 16]));
+            let owner = Owner { store, volume, bank: BankId::A, shard: 0 };
+            let settings = Settings { segment_bytes: 1 << 20, capacity_bytes: None };
+            Engine::open(disk.clone(), owner, settings, false).unwrap()
+        };
+        let part = |seq, predecessor| {
+            let (version, shards) = (v(seq), vec![0]);
+            let head = part::PartHead { version, predecessor, shards, ..Default::default() };
+            part::decode(part::encode(&head, &[(b"k".to_vec(), None)])).unwrap()
+        };
+        let engine = open();
+        let mut tail = engine.writer();
+        engine.attach(&mut tail, 1, &[], Version::ZERO).unwrap();
+        let parts = [part(1, Version::ZERO), part(2, v(1))];
+        let end = engine.append(&mut tail, &parts, Version::ZERO).unwrap();
+        drop(tail);
+        assert_eq!(engine.wait(end).unwrap().position, v(2));
+        engine.learn(v(1)).unwrap();
+        // As every writer does it, with a beat in between.
+        let mut tail = engine.writer();
+        let entry = NewEntry::small(Kind::Mark, &[]);
+        let end = engine.put(&mut tail, &[entry]).unwrap()[0].end;
+        engine.learn(v(2)).unwrap();
+        engine.note(&mut engine.core.lock(), end);
+        drop(tail);
+        let told = engine.wait(end).unwrap().applied;
+        drop(engine);
+        assert_eq!((told, open().position().applied), (v(1), v(1)));
+    }
 }

@@ -203,20 +203,20 @@ impl Service {
         watermark: Version,
         release: bool,
     ) -> Answer {
-        self.gate(e, false)?;
-        let attached = {
+        {
             let mut i = self.identity.lock();
+            Self::permit(&i, e, false)?;
             i.beats += 1;
-            i.attached
-        };
-        if attached == e.epoch {
-            if watermark.epoch > e.epoch {
-                return Err(bad("a watermark of a later epoch"));
+            let attached = i.attached;
+            if attached == e.epoch {
+                if watermark.epoch > e.epoch {
+                    return Err(bad("a watermark of a later epoch"));
+                }
+                // Without the writer lock: what is committed stays so, whoever fences meanwhile.
+                engine.learn(watermark)?;
+            } else if !release {
+                return Err(NodeError::NotAttached { attached });
             }
-            // Without the writer lock: what is committed stays so, whoever fences meanwhile.
-            engine.learn(watermark)?;
-        } else if !release {
-            return Err(NodeError::NotAttached { attached });
         }
         if release {
             engine.mark()?;

@@ -3,7 +3,7 @@
 
 use crate::broken::Broken;
 use crate::node::Node;
-use crate::plan::{Fault, Plan};
+use crate::plan::{Fault, Plan, TOMBSTONES_MAX};
 use crate::trace::Trace;
 use crate::wire::{Link, Net, Wire};
 use bytes::Bytes;
@@ -33,7 +33,8 @@ pub fn limits(plan: &Plan) -> Limits {
         hedge_ms: 20,
         group_timer_ms: 30,
         stream_bytes: 64 << 10,
-        replay_bytes: 64 << 10,
+        // So little that a replica cannot simply be sent what it missed, where it is to be struck out.
+        replay_bytes: if plan.tombstones_max < TOMBSTONES_MAX { 1 << 10 } else { 64 << 10 },
         beat_ms: 100,
         lease_ms: 1_500,
         holder_watch_ms: 400,
@@ -41,6 +42,7 @@ pub fn limits(plan: &Plan) -> Limits {
         probe_longest_ms: 100,
         refresh_interval_s: plan.refresh_s,
         tombstones_max: plan.tombstones_max,
+        strike_after_ms: 300,
         copy_page_bytes: 8,
         ..Limits::default()
     }

@@ -111,6 +111,13 @@ fn seeds_that_once_went_wrong() {
         705_788, 809_815, 900_948,   // lost messages that cost the deadline of bulk
         1_008_070, // a late fence of the same epoch
         2_074_245, // a wipe that failed behind the old log's end
+        516_680,   // opened with one source while the third voter was only slow
+    ] {
+        let outcome = run(&Plan { tombstones_max: TOMBSTONES_MAX, ..Plan::draw(seed) }, false);
+        assert_eq!(outcome.failure, None, "seed {seed}");
+    }
+    for seed in [
+        512_960, 527_317, 530_216, // struck out in the moment in which another bank was lost
     ] {
         let outcome = run(&Plan::draw(seed), false);
         assert_eq!(outcome.failure, None, "seed {seed}");

@@ -189,7 +189,8 @@ fn choose_shard(
         if high < mark {
             return Some(Replace::RolledBack { mark, high });
         }
-        (applied < floor).then_some(Replace::BelowFloor { floor, applied })
+        // What it holds of the chain above `applied` brings its deletions with it.
+        (applied.max(s.position.position) < floor).then_some(Replace::BelowFloor { floor, applied })
     });
     let failed = PerBank::from_fn(|b| row[b].as_ref().and_then(|s| s.failed.clone()));
     let voters = PerBank::from_fn(|b| {

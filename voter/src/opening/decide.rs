@@ -409,7 +409,11 @@ fn settle(
         chain.logs.iter().map(|l| f(l.voter)).max().unwrap_or_default()
     };
     let floor = kept.iter().map(|p| p.floor).fold(max(&|f| f.floor), Version::max);
-    let struck = |l: &Log<'_>| l.voter.applied < floor;
+    // Parts that are all here bring their deletions with them.
+    let struck = |l: &Log<'_>| match l.voter.damaged_through {
+        Some(_) => l.voter.applied.min(l.voter.position) < floor,
+        None => l.voter.applied.max(l.voter.position) < floor,
+    };
     let mut order: Vec<&Log<'_>> = chain.logs.iter().collect();
     order.sort_by_key(|l| {
         let step = steps[l.bank].as_ref();

@@ -56,6 +56,7 @@ impl Engine {
         core.steps.clear();
         core.durable_position = position;
         core.durable_applied = applied;
+        core.headed = applied.max(core.chain.sum.watermark);
         core.lost = core.lost.filter(|lost| position < *lost);
         core.chain.sum.high = core.chain.sum.high.max(position);
         core.head_base = Version::ZERO;
