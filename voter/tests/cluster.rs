@@ -331,6 +331,42 @@ fn a_bank_that_was_away_catches_up_and_nothing_deleted_returns() {
     }
 }
 
+/// Found by the simulation (seed 516680): of two voters one is far behind and the other has lost a record
+/// without a word (a lost write). The third is only slow, and is waited for: nothing is copied from one
+/// source that two have.
+#[test]
+fn an_opener_waits_a_little_for_the_third_voter_before_it_copies_from_one() {
+    runtime_test(async {
+        let mut world = World::made().await;
+        world.limits.replay_bytes = 1 << 10;
+        let mut c = filled(&world).await;
+        await_redundancy(&c.v, 3).await;
+        world.kill(BankId::B);
+        (300..600).for_each(|n| c.put(n, "new"));
+        c.sync().await;
+        c.v.close().await.expect("close");
+        world.start(BankId::B);
+        let lost = key(307);
+        world.nodes[BankId::C][shard_of(&lost) as usize]
+            .service()
+            .expect("running")
+            .inject(Fault::Drop { key: lost })
+            .expect("drop");
+        world.wires[BankId::A].iter().for_each(|w| w.hang(true));
+        let wires = world.wires[BankId::A].clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(1_800)).await;
+            wires.iter().for_each(|w| w.hang(false));
+        });
+        c.v = world.open().await;
+        await_redundancy(&c.v, 3).await;
+        c.check().await;
+        c.v.refresh(|_, _| {}).await;
+        world.await_equal().await;
+        c.check().await;
+    });
+}
+
 /// Limits by which a bank is soon struck out.
 fn forgetful() -> Limits {
     Limits { tombstones_max: 30, strike_after_ms: 100, replay_bytes: 1 << 10, ..limits() }
