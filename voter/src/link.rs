@@ -84,11 +84,19 @@ async fn strike_out(shared: &Arc<Shared>, shard: u16, bank: BankId) {
         let long = health.health() == Health::Down && away >= shared.limits.strike_after();
         s.kept_for(bank).filter(|_| long)
     };
-    let Some((peer, store)) = kept else { return };
+    let Some(others) = kept else { return };
     let short = shared.limits.call_deadline();
-    let answer = shared.call(shard, peer, store, Request::Status, vec![], short).await;
-    let Ok(status) = answer.and_then(|(r, _)| status_of(r)) else { return };
-    let tombstones = status.space.tombstones;
+    let mut tombstones = u64::MAX;
+    // Both must be there now, and not only be remembered as up to date.
+    for (peer, store) in others {
+        let answer = shared.call(shard, peer, store, Request::Status, vec![], short).await;
+        match answer.and_then(|(r, _)| status_of(r)) {
+            Ok(s) if s.store == store && s.role == Role::Voter && s.failed.is_none() => {
+                tombstones = tombstones.min(s.space.tombstones);
+            }
+            _ => return,
+        }
+    }
     if tombstones <= shared.limits.tombstones_max {
         return;
     }

@@ -274,7 +274,7 @@ impl Volume for Observer {
     }
     fn space(&self) -> BoxFuture<'_, Result<VolumeSpace>> {
         async move {
-            space(&self.shared.banks, self.shared.shards()).await.ok_or_else(|| {
+            space(&self.shared.banks, self.shared.shards()).await.0.ok_or_else(|| {
                 VolumeError::Unavailable("no two banks say how full they are".into())
             })
         }

@@ -209,8 +209,18 @@ impl Replicated {
                 Err(_) => break,
             }
         }
-        ask_space(&self.shared).await;
-        self.shared.core.lock().fits(bytes)
+        // A node that did not answer this once may be the one with room.
+        for _ in 0..SPACE_TRIES {
+            let all_answered = ask_space(&self.shared).await;
+            if self.shared.core.lock().fits(bytes) {
+                return true;
+            }
+            if all_answered || Instant::now() >= limit {
+                return false;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        false
     }
 
     /// Allows the stores of a bank (of one shard, or of all that are not up to date) to be filled anew
@@ -338,13 +348,20 @@ async fn seal(shared: Arc<Shared>) {
     }
 }
 
-async fn ask_space(shared: &Shared) {
+/// How often all nodes are asked for their free space before a writer is told that there is none, if not
+/// all answer.
+const SPACE_TRIES: usize = 4;
+
+/// Asks all nodes for their free space; did all answer?
+async fn ask_space(shared: &Shared) -> bool {
     let made = shared.core.lock().made_bytes;
-    let Some(s) = crate::status::space(&shared.banks, shared.shards()).await else { return };
+    let (space, all_answered) = crate::status::space(&shared.banks, shared.shards()).await;
+    let Some(s) = space else { return all_answered };
     let mut core = shared.core.lock();
     core.free_bytes = s.free_bytes;
     core.made_when_asked = made;
     core.reserve_bytes = (s.capacity_bytes / 32).min(256 << 20);
+    all_answered
 }
 
 /// Keeps the free space known, so that a full bank says ENOSPC to writers and not EIO to syncs.
@@ -490,7 +507,7 @@ impl Volume for Replicated {
             {
                 return Ok(s);
             }
-            let fresh = crate::status::space(&self.shared.banks, self.shared.shards()).await;
+            let (fresh, _) = crate::status::space(&self.shared.banks, self.shared.shards()).await;
             let mut known = self.space.lock();
             if let Some(s) = fresh {
                 *known = Some((Instant::now(), s));

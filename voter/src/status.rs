@@ -148,10 +148,14 @@ pub(crate) async fn node_statuses(
 }
 
 /// Capacity and free space: two banks must hold everything, so the second-best bank counts; within a
-/// bank the fullest shard bounds the rest.
-pub(crate) async fn space(banks: &PerBank<Vec<Arc<dyn Bank>>>, shards: u16) -> Option<VolumeSpace> {
+/// bank the fullest shard bounds the rest. Also: did all nodes answer?
+pub(crate) async fn space(
+    banks: &PerBank<Vec<Arc<dyn Bank>>>,
+    shards: u16,
+) -> (Option<VolumeSpace>, bool) {
     let all = node_statuses(banks, Duration::from_millis(500)).await;
-    per_shard(&all, shards)
+    let all_answered = all.0.iter().flatten().all(Option::is_some);
+    (per_shard(&all, shards), all_answered)
 }
 
 /// In each shard the second most free of its three nodes, since two must hold everything (and in
@@ -243,7 +247,7 @@ impl Replicated {
         let nodes = Nodes { banks: shared.banks.clone() };
         let all = node_statuses(&nodes.banks, Duration::from_millis(500)).await;
         let mut out = without_mount(&nodes, all);
-        let space = space(&shared.banks, shared.shards()).await;
+        let (space, _) = space(&shared.banks, shared.shards()).await;
         let core = shared.core.lock();
         out.volume = Some(shared.volume);
         out.epoch = Some(core.epoch);

@@ -205,17 +205,17 @@ impl Shard {
         Some(self.committed_end.min(*lowest))
     }
 
-    /// Could the floor pass this replica, which is away? Answers a peer that can say how many tombstones
-    /// are kept for it; `None` when it lacks nothing, is struck out already, or the two others are not
+    /// Could the floor pass this replica, which is away? Answers the two others, who can say how many
+    /// tombstones are kept for it; `None` when it lacks nothing, is struck out already, or the two others are not
     /// both up to date.
-    pub(crate) fn kept_for(&self, bank: BankId) -> Option<(BankId, StoreId)> {
+    pub(crate) fn kept_for(&self, bank: BankId) -> Option<Vec<(BankId, StoreId)>> {
         let lowest = self.applied_by_all(Some(bank))?;
         let away = &self.replicas[bank];
-        let peer = BankId::ALL.into_iter().find(|b| *b != bank)?;
         // What can be sent to it as it is needs no tombstones.
         let behind = !self.can_replay_from(away.position.position.max(away.mark));
         let may = behind && !away.struck && self.floor < lowest;
-        may.then(|| (peer, self.replicas[peer].store))
+        let others = BankId::ALL.into_iter().filter(|b| *b != bank);
+        may.then(|| others.map(|b| (b, self.replicas[b].store)).collect())
     }
 
     /// Rule 8, striking out: the floor goes on without a replica that is away. Only between two
@@ -852,7 +852,8 @@ mod tests {
         assert_eq!(c.shards[0].strike(z), None, "one is not enough");
         let back = Event::Stands { at: v2, to: v2 };
         c.shards[0].replicas[y].health.on(back, Duration::ZERO);
-        assert_eq!(c.shards[0].kept_for(z).map(|(peer, _)| peer), Some(x));
+        let others = c.shards[0].kept_for(z).unwrap();
+        assert_eq!(others.iter().map(|(b, _)| *b).collect::<Vec<_>>(), [x, y]);
         assert_eq!(c.shards[0].strike(z), Some(v2));
         assert_eq!(c.shards[0].strike(z), None, "once");
 

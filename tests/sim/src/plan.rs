@@ -270,13 +270,13 @@ impl Plan {
                 // A bank is away too long and struck out, returns, and of the two others one is gone.
                 Broken::StruckVotes => {
                     written(dice, &mut steps, 10..20);
-                    strike(dice, &mut steps, x, Fault::Kill, 3_000);
-                    for _ in 0..4 {
-                        written(dice, &mut steps, 5..15);
+                    strike(dice, &mut steps, x, Fault::Kill, 6_000);
+                    for _ in 0..9 {
+                        written(dice, &mut steps, 3..10);
                         steps.push(Step::Pause { ms: 500 });
                     }
                     steps.push(Step::MountCrash);
-                    steps.push(Step::Pause { ms: 6_000 });
+                    steps.push(Step::Pause { ms: 8_000 });
                     strike(dice, &mut steps, y, Fault::Kill, 3_000);
                     steps.push(Step::Scan);
                 }

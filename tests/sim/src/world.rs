@@ -42,7 +42,7 @@ pub fn limits(plan: &Plan) -> Limits {
         probe_longest_ms: 100,
         refresh_interval_s: plan.refresh_s,
         tombstones_max: plan.tombstones_max,
-        strike_after_ms: 300,
+        strike_after_ms: 2_000,
         copy_page_bytes: 8,
         ..Limits::default()
     }
@@ -179,6 +179,10 @@ impl World {
             if self.bad_most > 1 && fault == Fault::RollBack {
                 return false;
             }
+            // One that was struck out without any fault of its own counts as bad until it is whole.
+            if self.bad_most == 1 && self.leaving(shard).is_some_and(|b| b != bank) {
+                return false;
+            }
             bad.push(Bad { shard, bank, fault, ended: None });
         }
         if !self.begin(bank, shard, fault, seed) {
@@ -192,6 +196,18 @@ impl World {
             this.end(bank, shard, seed);
         });
         true
+    }
+
+    /// A replica that is being filled anew or has to be.
+    fn leaving(&self, shard: u16) -> Option<BankId> {
+        let row = PerBank::from_fn(|b| self.node(b, shard).status());
+        let floor = row.iter().filter_map(|(_, s)| s.as_ref()).map(|s| s.floor).max();
+        BankId::ALL.into_iter().find(|b| {
+            row[*b].as_ref().is_some_and(|s| {
+                let stands = s.position.applied.max(s.position.position);
+                s.role != Role::Voter || floor.is_some_and(|f| stands < f)
+            })
+        })
     }
 
     fn healed(&self, bank: BankId, shard: u16) {
