@@ -95,6 +95,7 @@ pub struct Transition {
 pub struct StoreHealth {
     health: Health,
     since: Duration,
+    away_since: Duration,
     timeouts: u32,
     probe_pause: Duration,
     probe_at: Duration,
@@ -110,6 +111,7 @@ impl StoreHealth {
         Self {
             health: Health::Down,
             since: now,
+            away_since: now,
             timeouts: 0,
             probe_pause: PROBE_FIRST,
             probe_at: now,
@@ -129,6 +131,12 @@ impl StoreHealth {
     #[must_use]
     pub fn since(&self) -> Duration {
         self.since
+    }
+
+    /// When it was last up to date, or else when it began to be watched.
+    #[must_use]
+    pub fn away_since(&self) -> Duration {
+        self.away_since
     }
 
     /// Usual round trip; `None` before the first answer.
@@ -181,6 +189,9 @@ impl StoreHealth {
 
     fn become_(&mut self, health: Health, now: Duration) -> Option<Transition> {
         let from = std::mem::replace(&mut self.health, health);
+        if from == Health::UpToDate {
+            self.away_since = now;
+        }
         // Progress of one that is behind is not a change of state.
         if std::mem::discriminant(&from) == std::mem::discriminant(&health) {
             return None;

@@ -80,7 +80,7 @@ async fn strike_out(shared: &Arc<Shared>, shard: u16, bank: BankId) {
         let core = shared.core.lock();
         let s = &core.shards[shard as usize];
         let health = &s.replicas[bank].health;
-        let away = shared.now().saturating_sub(health.since());
+        let away = shared.now().saturating_sub(health.away_since());
         let long = health.health() == Health::Down && away >= shared.limits.strike_after();
         s.kept_for(bank).filter(|_| long)
     };
@@ -193,9 +193,9 @@ async fn try_session(shared: &Arc<Shared>, shard: u16, bank: BankId) -> Result<(
     }
     let filling = prepare(shared, shard, bank, &mut status).await?;
     let store = status.store;
-    let (epoch, nonce, cut, chain) = {
+    let (cut, chain) = {
         let mut core = shared.core.lock();
-        let (epoch, nonce, cut) = (core.epoch, core.nonce, core.cut);
+        let cut = core.cut;
         let s = &mut core.shards[shard as usize];
         let r = &mut s.replicas[bank];
         r.store = store;
@@ -204,10 +204,9 @@ async fn try_session(shared: &Arc<Shared>, shard: u16, bank: BankId) -> Result<(
             r.health.on(Event::IsFilling, shared.now());
         }
         r.copied = None;
-        (epoch, nonce, cut, s.recent_above(status.position.applied))
+        (cut, s.recent_above(status.position.applied))
     };
-    let fence = Request::Fence { epoch, nonce, holder: shared.holder.clone() };
-    let status = status_of(shared.call(shard, bank, store, fence, vec![], short).await?.0)?;
+    let status = fence(shared, shard, bank, store).await?;
     let attach = Request::Attach { chain, cut };
     // Not the deadline of bulk: a lost answer must not keep a replica out of the vote for long, and an attach
     // that takes its time is done when it is asked for again.
@@ -253,7 +252,7 @@ async fn prepare(
     bank: BankId,
     status: &mut Status,
 ) -> Result<bool, End> {
-    let (configured, mark, floor, joint, other) = {
+    let (configured, mark, floor, joint) = {
         let mut core = shared.core.lock();
         let s = &mut core.shards[shard as usize];
         // Admitted by a session of this mount that broke before it heard the answer. Nobody else changes
@@ -266,8 +265,7 @@ async fn prepare(
         }
         // From here on the floor waits for it again: what it lacks is looked at against this one.
         s.replicas[bank].struck = false;
-        let other = BankId::ALL.into_iter().find(|b| *b != bank && s.replicas[*b].refilling);
-        (s.configuration.stores[bank], s.replicas[bank].mark, s.floor, s.committed_end, other)
+        (s.configuration.stores[bank], s.replicas[bank].mark, s.floor, s.committed_end)
     };
     let verdict = match standing(shared, status, configured, mark) {
         good @ (Standing::Voter | Standing::Filling) => {
@@ -287,6 +285,9 @@ async fn prepare(
     let refilling = |on| {
         shared.core.lock().shards[shard as usize].replicas[bank].refilling = on;
     };
+    if matches!(verdict, Standing::Leave(_) | Standing::Refill(_)) {
+        shared.core.lock().distrust(shard, bank);
+    }
     match verdict {
         Standing::Voter => {
             refilling(false);
@@ -297,33 +298,68 @@ async fn prepare(
             Ok(true)
         }
         Standing::Leave(why) => Err(End::Other(why)),
-        // Both others must keep the configuration in which a new store is admitted (rule 8), and an
-        // emptied store keeps nothing. So one after the other; this one obeys meanwhile.
-        Standing::Refill(why)
-            if other.is_some()
-                && status.role == Role::Voter
-                && configured == Some(status.store) =>
-        {
-            let (epoch, nonce) = {
-                let core = shared.core.lock();
-                (core.epoch, core.nonce)
-            };
-            let fence = Request::Fence { epoch, nonce, holder: shared.holder.clone() };
-            let short = shared.limits.call_deadline();
-            shared.call(shard, bank, status.store, fence, vec![], short).await?;
-            let other = other.map_or_else(String::new, |b| b.to_string());
-            Err(End::Other(format!("{why}; it waits until bank {other} has been filled")))
-        }
-        Standing::Refill(why) if !counts_for_nothing && !shared.may_replace(bank, shard) => {
-            Err(End::Other(format!("{why}; `tercet replace {bank} {shard}` fills it anew")))
-        }
         Standing::Refill(why) => {
-            refilling(true);
+            let voter = status.role == Role::Voter && configured == Some(status.store);
+            let others = if voter { not_a_voter(shared, shard, bank).await } else { None };
+            let waits_for = others.or_else(|| {
+                let s = &mut shared.core.lock().shards[shard as usize];
+                let other =
+                    BankId::ALL.into_iter().find(|b| *b != bank && s.replicas[*b].refilling);
+                s.replicas[bank].refilling |= !voter || other.is_none();
+                other.filter(|_| voter)
+            });
+            if let Some(other) = waits_for {
+                // It obeys meanwhile: the configuration that admits the other is kept here too.
+                fence(shared, shard, bank, status.store).await?;
+                let until = format!("it waits until bank {other} is a voter");
+                return Err(End::Other(format!("{why}; {until}")));
+            }
+            if !counts_for_nothing && !shared.may_replace(bank, shard) {
+                refilling(false);
+                return Err(End::Other(format!(
+                    "{why}; `tercet replace {bank} {shard}` fills it anew"
+                )));
+            }
             tracing::warn!(%bank, shard, %why, "refilling under a new store id");
             *status = catchup::begin_refill(shared, shard, bank, status).await?;
             Ok(true)
         }
     }
+}
+
+/// One of the two other banks that is no voter now. Both must keep the configuration that admits a new
+/// store (rule 8), and an emptied store keeps none: where two must be filled anew, whichever comes first, one
+/// is emptied only when the other has been admitted. One that is only behind or damaged keeps it as well.
+async fn not_a_voter(shared: &Arc<Shared>, shard: u16, bank: BankId) -> Option<BankId> {
+    let configured = shared.core.lock().shards[shard as usize].configuration.stores;
+    let short = shared.limits.call_deadline();
+    for other in BankId::ALL.into_iter().filter(|b| *b != bank) {
+        let ask = shared.call(shard, other, StoreId::ZERO, Request::Status, vec![], short).await;
+        match ask.and_then(|(r, _)| status_of(r)) {
+            Ok(s)
+                if s.role == Role::Voter
+                    && configured[other] == Some(s.store)
+                    && s.failed.is_none() => {}
+            _ => return Some(other),
+        }
+    }
+    None
+}
+
+/// Has a node obey this mount.
+async fn fence(
+    shared: &Arc<Shared>,
+    shard: u16,
+    bank: BankId,
+    store: StoreId,
+) -> Result<Status, End> {
+    let request = {
+        let core = shared.core.lock();
+        let (epoch, nonce) = (core.epoch, core.nonce);
+        Request::Fence { epoch, nonce, holder: shared.holder.clone() }
+    };
+    let short = shared.limits.call_deadline();
+    Ok(status_of(shared.call(shard, bank, store, request, vec![], short).await?.0)?)
 }
 
 /// Sends parts and beats until something breaks.

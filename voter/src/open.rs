@@ -147,6 +147,7 @@ pub(crate) async fn open(
     // Any step may be repeated: a node that goes away in the middle only costs a new beginning,
     // under a higher epoch.
     let limit = Instant::now() + opener.limits.read_deadline() * 2;
+    let limit = limit.max(opener.confirmed_by + Duration::from_secs(1));
     loop {
         match opener.attempt().await {
             Err(OpenError::Unavailable(why)) if Instant::now() < limit => {
@@ -206,7 +207,7 @@ impl Opener {
             epoch = self.epoch, cut = %plan.cut, kept = plan.kept, dropped = plan.dropped.len(),
             "opening"
         );
-        self.await_third(&plan, &tails)?;
+        self.await_third(&plan, &choice, &tails)?;
         self.finish_configurations(&choice).await?;
         self.settle(&plan, &choice, &tails, &bytes).await?;
         self.write_entries(&plan, &choice).await?;
@@ -216,13 +217,22 @@ impl Opener {
     /// A voter that is far behind would be brought up from the one other that answered. If that one has
     /// lost a record without a word, two of three would lack it (docs/adr/0015). The third may only be
     /// slow, and then nothing need be copied now: it is asked again for a while.
-    fn await_third(&self, plan: &Plan, tails: &[ShardTails]) -> Result<(), OpenError> {
+    fn await_third(
+        &self,
+        plan: &Plan,
+        choice: &Choice,
+        tails: &[ShardTails],
+    ) -> Result<(), OpenError> {
         if Instant::now() >= self.confirmed_by {
             return Ok(());
         }
         for (shard, (p, t)) in plan.shards.iter().zip(tails).enumerate() {
+            let c = &choice.shards[shard];
             let copies = |b: &BankId| p.steps[*b].as_ref().is_some_and(|s| s.catch_up.is_some());
-            let unread = BankId::ALL.into_iter().find(|b| t.named[*b] && t.fenced[*b].is_none());
+            // One that answered and cannot vote will not be able to in three seconds.
+            let hoped_for = |b: &BankId| c.replace[*b].is_none() && c.failed[*b].is_none();
+            let unread = BankId::ALL.into_iter().filter(hoped_for);
+            let unread = unread.into_iter().find(|b| t.named[*b] && t.fenced[*b].is_none());
             if let (Some(bank), Some(third)) = (p.settle.iter().find(|b| copies(b)), unread) {
                 return Err(OpenError::Unavailable(format!(
                     "bank {bank} shard {shard} is behind: waiting for bank {third} a little"

@@ -8,6 +8,7 @@
 
 use crate::bank::Bank;
 use crate::bank::http::HttpBank;
+use crate::health::Health;
 use crate::limits::Limits;
 use crate::metrics::add;
 use crate::open::{self, OpenError};
@@ -211,11 +212,22 @@ impl Replicated {
         }
         // A node that did not answer this once may be the one with room.
         for _ in 0..SPACE_TRIES {
-            let all_answered = ask_space(&self.shared).await;
+            let silent = ask_space(&self.shared).await;
             if self.shared.core.lock().fits(bytes) {
                 return true;
             }
-            if all_answered || Instant::now() >= limit {
+            // Who has been away for a while is not asked again: the others must hold it then.
+            let hoped_for = {
+                let core = self.shared.core.lock();
+                let lease = self.shared.limits.lease();
+                let now = self.shared.now();
+                silent.iter().any(|(b, s)| {
+                    let health = &core.shards[usize::from(*s)].replicas[*b].health;
+                    let away = now.saturating_sub(health.away_since());
+                    health.health() != Health::Down || away < lease
+                })
+            };
+            if !hoped_for || Instant::now() >= limit {
                 return false;
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -352,16 +364,16 @@ async fn seal(shared: Arc<Shared>) {
 /// all answer.
 const SPACE_TRIES: usize = 4;
 
-/// Asks all nodes for their free space; did all answer?
-async fn ask_space(shared: &Shared) -> bool {
+/// Asks all nodes for their free space; who did not answer?
+async fn ask_space(shared: &Shared) -> Vec<(BankId, u16)> {
     let made = shared.core.lock().made_bytes;
-    let (space, all_answered) = crate::status::space(&shared.banks, shared.shards()).await;
-    let Some(s) = space else { return all_answered };
+    let (space, silent) = crate::status::space(&shared.banks, shared.shards()).await;
+    let Some(s) = space else { return silent };
     let mut core = shared.core.lock();
     core.free_bytes = s.free_bytes;
     core.made_when_asked = made;
     core.reserve_bytes = (s.capacity_bytes / 32).min(256 << 20);
-    all_answered
+    silent
 }
 
 /// Keeps the free space known, so that a full bank says ENOSPC to writers and not EIO to syncs.

@@ -148,14 +148,21 @@ pub(crate) async fn node_statuses(
 }
 
 /// Capacity and free space: two banks must hold everything, so the second-best bank counts; within a
-/// bank the fullest shard bounds the rest. Also: did all nodes answer?
+/// bank the fullest shard bounds the rest. Also: who did not answer?
 pub(crate) async fn space(
     banks: &PerBank<Vec<Arc<dyn Bank>>>,
     shards: u16,
-) -> (Option<VolumeSpace>, bool) {
+) -> (Option<VolumeSpace>, Vec<(BankId, u16)>) {
     let all = node_statuses(banks, Duration::from_millis(500)).await;
-    let all_answered = all.0.iter().flatten().all(Option::is_some);
-    (per_shard(&all, shards), all_answered)
+    let silent = |shard: u16| {
+        let all = &all;
+        BankId::ALL
+            .into_iter()
+            .filter(move |b| all[*b][usize::from(shard)].is_none())
+            .map(move |b| (b, shard))
+    };
+    let silent = (0..shards).flat_map(silent).collect();
+    (per_shard(&all, shards), silent)
 }
 
 /// In each shard the second most free of its three nodes, since two must hold everything (and in

@@ -194,7 +194,7 @@ impl Shard {
 
     /// The last part that two or three up-to-date replicas have applied durably, or a position before it,
     /// `but` not counted; `None` when fewer than two are up to date or one is not that should be. Never
-    /// between two parts: a replica that has to apply the next one again would stand below it.
+    /// before a part that is not committed: a replica that has to apply it again would stand below it.
     fn applied_by_all(&self, but: Option<BankId>) -> Option<Version> {
         let mut others = self.replicas.iter().filter(|(b, r)| Some(*b) != but && !r.struck);
         let applied: Vec<Version> = others.try_fold(Vec::new(), |mut all, (_, r)| {
@@ -549,6 +549,12 @@ impl Core {
             self.commit.forget(shard, bank);
         }
         self.acked(shard, bank, p, limits)
+    }
+
+    /// What a replica acked counts no more: its store must be filled anew, or does not vote.
+    pub(crate) fn distrust(&mut self, shard: u16, bank: BankId) {
+        self.shards[shard as usize].replicas[bank].votes = false;
+        self.commit.forget(shard, bank);
     }
 
     /// A replica says where it stands. Returns true when the watermark moved.

@@ -376,34 +376,44 @@ fn forgetful() -> Limits {
 /// before it came back. The one that still keeps a configuration must not be emptied before the other is admitted.
 #[test]
 fn of_two_stores_that_must_be_filled_anew_one_waits_for_the_other() {
-    runtime_test(async {
-        let mut world = World::made().await;
-        world.limits = forgetful();
-        let mut c = filled(&world).await;
-        await_redundancy(&c.v, 3).await;
-        world.kill(BankId::C);
-        (0..100).for_each(|n| c.delete(n));
-        c.sync().await;
-        until("struck out", async || {
-            let rows = c.v.status().await.replicas;
-            rows.iter().filter(|r| r.struck_out).count() == 2
-        })
-        .await;
-        world.each(BankId::B, MemoryBank::wipe);
-        world.start(BankId::B);
-        until("bank B is filled and waits for bank C", async || {
-            let rows = c.v.status().await.replicas;
-            let waits = |why: &str| why.contains("bank C must answer");
-            rows.iter().filter(|r| r.why.as_deref().is_some_and(waits)).count() == 2
-        })
-        .await;
+    for struck_first in [false, true] {
+        runtime_test(two_to_be_filled(struck_first));
+    }
+}
+
+async fn two_to_be_filled(struck_first: bool) {
+    let mut world = World::made().await;
+    world.limits = forgetful();
+    let mut c = filled(&world).await;
+    await_redundancy(&c.v, 3).await;
+    world.kill(BankId::C);
+    (0..100).for_each(|n| c.delete(n));
+    c.sync().await;
+    until("struck out", async || {
+        let rows = c.v.status().await.replicas;
+        rows.iter().filter(|r| r.struck_out).count() == 2
+    })
+    .await;
+    let waits = async |what: &str| {
+        let rows = c.v.status().await.replicas;
+        rows.iter().filter(|r| r.why.as_deref().is_some_and(|why| why.contains(what))).count() == 2
+    };
+    world.each(BankId::B, MemoryBank::wipe);
+    world.kill(BankId::B);
+    if struck_first {
         world.start(BankId::C);
-        await_redundancy(&c.v, 3).await;
-        c.put(1, "after");
-        c.sync().await;
-        c.check().await;
-        world.await_equal().await;
-    });
+        until("bank C waits for bank B", async || waits("until bank B is a voter").await).await;
+        world.start(BankId::B);
+    } else {
+        world.start(BankId::B);
+        until("bank B waits for bank C", async || waits("bank C must answer").await).await;
+        world.start(BankId::C);
+    }
+    await_redundancy(&c.v, 3).await;
+    c.put(1, "after");
+    c.sync().await;
+    c.check().await;
+    world.await_equal().await;
 }
 
 /// Rule 8, striking out (docs/adr/0019): the others forget what was deleted while it was away too long,

@@ -108,6 +108,8 @@ impl Service {
         // cannot name them and would void them (docs/adr/0010-opening.md).
         engine.sync()?;
         engine.mark()?;
+        // A mark that the clock wrote in between may not be durable yet.
+        engine.sync()?;
         done(Reply::Status(Box::new(self.status())))
     }
 

@@ -42,7 +42,7 @@ pub fn limits(plan: &Plan) -> Limits {
         probe_longest_ms: 100,
         refresh_interval_s: plan.refresh_s,
         tombstones_max: plan.tombstones_max,
-        strike_after_ms: 2_000,
+        strike_after_ms: 3_000,
         copy_page_bytes: 8,
         ..Limits::default()
     }
@@ -193,6 +193,16 @@ impl World {
         let this = Arc::clone(self);
         tokio::spawn(async move {
             tokio::time::sleep(Duration::from_millis(for_ms)).await;
+            // It ends with an empty disk: not while another is being filled.
+            let mut tries = 0;
+            while matches!(fault, Fault::Flip { .. })
+                && this.bad_most == 1
+                && this.leaving(shard).is_some_and(|b| b != bank)
+                && tries < 600
+            {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                tries += 1;
+            }
             this.end(bank, shard, seed);
         });
         true

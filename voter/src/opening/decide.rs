@@ -410,9 +410,10 @@ fn settle(
     };
     let floor = kept.iter().map(|p| p.floor).fold(max(&|f| f.floor), Version::max);
     // Parts that are all here bring their deletions with them.
-    let struck = |l: &Log<'_>| match l.voter.damaged_through {
-        Some(_) => l.voter.applied.min(l.voter.position) < floor,
-        None => l.voter.applied.max(l.voter.position) < floor,
+    let struck = |l: &Log<'_>| {
+        let copied_from = steps[l.bank].as_ref().and_then(|s: &Step| s.catch_up);
+        l.voter.applied.max(l.voter.position) < floor
+            || copied_from.is_some_and(|from| from < floor)
     };
     let mut order: Vec<&Log<'_>> = chain.logs.iter().collect();
     order.sort_by_key(|l| {
