@@ -372,6 +372,17 @@ fn forgetful() -> Limits {
     Limits { tombstones_max: 30, strike_after_ms: 100, replay_bytes: 1 << 10, ..limits() }
 }
 
+/// Waits until two banks have dropped all tombstones. The floor rides in the parts of each shard.
+async fn forgotten(world: &World, c: &mut Checked, banks: [BankId; 2]) {
+    until("tombstones are dropped", async || {
+        (300..304).for_each(|n| c.put(n, "again"));
+        c.sync().await;
+        let all = banks.iter().flat_map(|b| &world.nodes[*b]).filter_map(|n| n.status());
+        all.into_iter().all(|s| s.space.tombstones == 0)
+    })
+    .await;
+}
+
 /// Two stores of a shard have to be filled anew: one that was struck out, and one that was emptied
 /// before it came back. The one that still keeps a configuration must not be emptied before the other is admitted.
 #[test]
@@ -394,6 +405,7 @@ async fn two_to_be_filled(struck_first: bool) {
         rows.iter().filter(|r| r.struck_out).count() == 2
     })
     .await;
+    forgotten(&world, &mut c, [BankId::A, BankId::B]).await;
     let waits = async |what: &str| {
         let rows = c.v.status().await.replicas;
         rows.iter().filter(|r| r.why.as_deref().is_some_and(|why| why.contains(what))).count() == 2
@@ -436,16 +448,7 @@ fn a_bank_that_is_away_too_long_is_struck_out_and_filled_anew() {
                 s.replicas.iter().filter(|r| r.struck_out && r.bank == bank).count() == 2
             };
             until("struck out", async || struck(&c.v.status().await)).await;
-            // The floor rides in the next part of each shard.
-            (300..304).for_each(|n| c.put(n, "after"));
-            c.sync().await;
-            until("tombstones are dropped", async || {
-                (300..304).for_each(|n| c.put(n, "again"));
-                c.sync().await;
-                let kept = |b: BankId| world.nodes[b].iter().filter_map(|n| n.status());
-                kept(x).chain(kept(y)).all(|s| s.space.tombstones == 0)
-            })
-            .await;
+            forgotten(&world, &mut c, [x, y]).await;
             c.v.close().await.expect("close");
 
             // Back, with one of the others: what it lacks cannot be known.
