@@ -39,10 +39,13 @@ pub(crate) async fn run(shared: Arc<Shared>, shard: u16, bank: BankId) {
             return;
         }
         let pause = down(&shared, shard, bank, &end);
-        strike_out(&shared, shard, bank).await;
+        let rest = async {
+            strike_out(&shared, shard, bank).await;
+            tokio::time::sleep(pause).await;
+        };
         tokio::select! {
             biased;
-            () = tokio::time::sleep(pause) => {}
+            () = rest => {}
             () = stopped(shared.stop.subscribe()) => return,
         }
     }
@@ -76,27 +79,20 @@ async fn strike_out(shared: &Arc<Shared>, shard: u16, bank: BankId) {
     if shared.observing {
         return;
     }
-    let kept = {
+    let due = {
         let core = shared.core.lock();
         let s = &core.shards[shard as usize];
         let health = &s.replicas[bank].health;
         let away = shared.now().saturating_sub(health.away_since());
         let long = health.health() == Health::Down && away >= shared.limits.strike_after();
-        s.kept_for(bank).filter(|_| long)
+        long && s.may_strike(bank)
     };
-    let Some(others) = kept else { return };
-    let short = shared.limits.call_deadline();
-    let mut tombstones = u64::MAX;
-    // Both must be there now, and not only be remembered as up to date.
-    for (peer, store) in others {
-        let answer = shared.call(shard, peer, store, Request::Status, vec![], short).await;
-        match answer.and_then(|(r, _)| status_of(r)) {
-            Ok(s) if s.store == store && s.role == Role::Voter && s.failed.is_none() => {
-                tombstones = tombstones.min(s.space.tombstones);
-            }
-            _ => return,
-        }
+    if !due {
+        return;
     }
+    // Both must be there now, and not only be remembered as up to date.
+    let Ok(others) = other_voters(shared, shard, bank).await else { return };
+    let tombstones = others.iter().map(|s| s.space.tombstones).min().unwrap_or_default();
     if tombstones <= shared.limits.tombstones_max {
         return;
     }
@@ -300,8 +296,8 @@ async fn prepare(
         Standing::Leave(why) => Err(End::Other(why)),
         Standing::Refill(why) => {
             let voter = status.role == Role::Voter && configured == Some(status.store);
-            let others = if voter { not_a_voter(shared, shard, bank).await } else { None };
-            let waits_for = others.or_else(|| {
+            let missing = if voter { other_voters(shared, shard, bank).await.err() } else { None };
+            let waits_for = missing.or_else(|| {
                 let s = &mut shared.core.lock().shards[shard as usize];
                 let other =
                     BankId::ALL.into_iter().find(|b| *b != bank && s.replicas[*b].refilling);
@@ -327,23 +323,32 @@ async fn prepare(
     }
 }
 
-/// One of the two other banks that is no voter now. Both must keep the configuration that admits a new
-/// store (rule 8), and an emptied store keeps none: where two must be filled anew, whichever comes first, one
-/// is emptied only when the other has been admitted. One that is only behind or damaged keeps it as well.
-async fn not_a_voter(shared: &Arc<Shared>, shard: u16, bank: BankId) -> Option<BankId> {
+/// What the two other banks say of themselves now, or one that is no voter. Both must keep the configuration
+/// that admits a new store (rule 8), and an emptied store keeps none: where two must be filled anew, whichever
+/// comes first, one is emptied only when the other has been admitted. One that is only behind or damaged keeps
+/// it as well.
+async fn other_voters(
+    shared: &Arc<Shared>,
+    shard: u16,
+    bank: BankId,
+) -> Result<Vec<Status>, BankId> {
     let configured = shared.core.lock().shards[shard as usize].configuration.stores;
     let short = shared.limits.call_deadline();
+    let mut voters = Vec::with_capacity(2);
     for other in BankId::ALL.into_iter().filter(|b| *b != bank) {
         let ask = shared.call(shard, other, StoreId::ZERO, Request::Status, vec![], short).await;
         match ask.and_then(|(r, _)| status_of(r)) {
             Ok(s)
                 if s.role == Role::Voter
                     && configured[other] == Some(s.store)
-                    && s.failed.is_none() => {}
-            _ => return Some(other),
+                    && s.failed.is_none() =>
+            {
+                voters.push(s);
+            }
+            _ => return Err(other),
         }
     }
-    None
+    Ok(voters)
 }
 
 /// Has a node obey this mount.

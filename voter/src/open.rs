@@ -231,8 +231,8 @@ impl Opener {
             let copies = |b: &BankId| p.steps[*b].as_ref().is_some_and(|s| s.catch_up.is_some());
             // One that answered and cannot vote will not be able to in three seconds.
             let hoped_for = |b: &BankId| c.replace[*b].is_none() && c.failed[*b].is_none();
-            let unread = BankId::ALL.into_iter().filter(hoped_for);
-            let unread = unread.into_iter().find(|b| t.named[*b] && t.fenced[*b].is_none());
+            let unread = |b: &BankId| t.named[*b] && t.fenced[*b].is_none() && hoped_for(b);
+            let unread = BankId::ALL.into_iter().find(unread);
             if let (Some(bank), Some(third)) = (p.settle.iter().find(|b| copies(b)), unread) {
                 return Err(OpenError::Unavailable(format!(
                     "bank {bank} shard {shard} is behind: waiting for bank {third} a little"

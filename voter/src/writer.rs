@@ -205,17 +205,14 @@ impl Shard {
         Some(self.committed_end.min(*lowest))
     }
 
-    /// Could the floor pass this replica, which is away? Answers the two others, who can say how many
-    /// tombstones are kept for it; `None` when it lacks nothing, is struck out already, or the two others are not
-    /// both up to date.
-    pub(crate) fn kept_for(&self, bank: BankId) -> Option<Vec<(BankId, StoreId)>> {
-        let lowest = self.applied_by_all(Some(bank))?;
+    /// Could the floor pass this replica, which is away? Not when it lacks nothing, is struck out already, or
+    /// the two others are not both up to date.
+    pub(crate) fn may_strike(&self, bank: BankId) -> bool {
         let away = &self.replicas[bank];
         // What can be sent to it as it is needs no tombstones.
         let behind = !self.can_replay_from(away.position.position.max(away.mark));
-        let may = behind && !away.struck && self.floor < lowest;
-        let others = BankId::ALL.into_iter().filter(|b| *b != bank);
-        may.then(|| others.map(|b| (b, self.replicas[b].store)).collect())
+        let raises = self.applied_by_all(Some(bank)).is_some_and(|lowest| self.floor < lowest);
+        behind && !away.struck && raises
     }
 
     /// Rule 8, striking out: the floor goes on without a replica that is away. Only between two
@@ -223,7 +220,9 @@ impl Shard {
     /// It takes effect with the next part, which both others must ack, as the third cannot: whoever
     /// opens the volume later finds the floor on any of the two. Answers the new floor.
     pub(crate) fn strike(&mut self, bank: BankId) -> Option<Version> {
-        self.kept_for(bank)?;
+        if !self.may_strike(bank) {
+            return None;
+        }
         self.floor = self.applied_by_all(Some(bank))?;
         self.replicas[bank].struck = true;
         Some(self.floor)
@@ -858,8 +857,6 @@ mod tests {
         assert_eq!(c.shards[0].strike(z), None, "one is not enough");
         let back = Event::Stands { at: v2, to: v2 };
         c.shards[0].replicas[y].health.on(back, Duration::ZERO);
-        let others = c.shards[0].kept_for(z).unwrap();
-        assert_eq!(others.iter().map(|(b, _)| *b).collect::<Vec<_>>(), [x, y]);
         assert_eq!(c.shards[0].strike(z), Some(v2));
         assert_eq!(c.shards[0].strike(z), None, "once");
 
