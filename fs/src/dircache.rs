@@ -6,7 +6,8 @@
 //! so both stay true; eviction drops a directory's cache whole.
 
 use crate::cache::NumberMap;
-use crate::filesystem::Ino;
+use crate::filesystem::{Ino, Kind};
+use crate::limits::{DIR_WHOLE_MAX, DIR_WHOLE_PER_MISS, INODES_BESIDE_MAX, WALK_SIBLINGS_MAX};
 use crate::record::Dirent;
 use std::collections::BTreeMap;
 
@@ -20,11 +21,31 @@ pub(crate) struct DirCache {
     /// Distinguishes this cache from an evicted one of the same directory.
     pub(crate) id: u64,
     used: u64,
+    /// Names that were asked for one by one and had to be loaded.
+    missed: u64,
+    /// Names that lookups found; how often an inode had to be loaded for one, and how many were loaded
+    /// besides.
+    looked: u64,
+    loads: u32,
+    beside: u64,
+    /// Its entries were listed from the first on.
+    listed: bool,
 }
 
 impl DirCache {
     fn new(id: u64) -> Self {
-        Self { entries: BTreeMap::new(), live: 0, covered: None, id, used: id }
+        Self {
+            entries: BTreeMap::new(),
+            live: 0,
+            covered: None,
+            id,
+            used: id,
+            missed: 0,
+            looked: 0,
+            loads: 0,
+            beside: 0,
+            listed: false,
+        }
     }
 
     pub(crate) fn find(&self, hash: u64, name: &[u8]) -> Option<Option<Dirent>> {
@@ -69,6 +90,17 @@ impl DirCache {
             Some((lo, hi)) if lo <= from && from <= hi.saturating_add(1) => Some((lo, hi.max(to))),
             _ => Some((from, to)),
         };
+    }
+
+    /// How many inodes to load besides one that a lookup misses. A small directory soon has all of
+    /// them: four times as many each time. In a large one, all in all not more than twice as many as were
+    /// looked up: who looks here and there pays little for it.
+    fn may_load_beside(&self) -> u64 {
+        let n = match self.entries.len() as u64 <= DIR_WHOLE_MAX && self.beside < u64::MAX {
+            true => 4u64.saturating_pow(self.loads),
+            false => (2 * self.looked).saturating_sub(self.beside),
+        };
+        n.min(INODES_BESIDE_MAX)
     }
 
     /// Live entries with `from <= hash <= to`, in order.
@@ -122,6 +154,70 @@ impl DirCaches {
     /// Makes sure that the directory has a cache, for a load to fill; its id.
     pub(crate) fn ensure(&mut self, dir: Ino) -> u64 {
         self.get_or_make(dir).id
+    }
+
+    /// A name was asked for that is not here: is the directory to be loaded whole, instead of this
+    /// name? Small ones at once, larger ones when some names were loaded one by one.
+    pub(crate) fn whole(&mut self, dir: Ino, entries: u64) -> bool {
+        let cache = self.get_or_make(dir);
+        cache.missed += 1;
+        entries <= DIR_WHOLE_MAX.min(DIR_WHOLE_PER_MISS.saturating_mul(cache.missed))
+    }
+
+    /// A lookup found a name with this hash: the inodes to load besides, if `missing` says that its
+    /// own has to be loaded. They are those that a listing gives next.
+    pub(crate) fn looked(
+        &mut self,
+        dir: Ino,
+        hash: u64,
+        missing: impl Fn(Ino) -> bool,
+        own: Ino,
+    ) -> Vec<Ino> {
+        let Some(cache) = self.dirs.get_mut(&dir) else { return Vec::new() };
+        cache.looked += 1;
+        if !missing(own) {
+            return Vec::new();
+        }
+        cache.loads += 1;
+        let n = cache.may_load_beside() as usize;
+        let next = cache.live_range(hash, u64::MAX).map(|(.., d)| d.ino).take(4 * n);
+        let beside: Vec<Ino> = next.filter(|&i| i != own && missing(i)).take(n).collect();
+        cache.beside = cache.beside.saturating_add(beside.len() as u64);
+        beside
+    }
+
+    /// What stands beside the inodes of this directory cannot be loaded: no more of it.
+    pub(crate) fn alone(&mut self, dir: Ino) {
+        if let Some(cache) = self.dirs.get_mut(&dir) {
+            cache.beside = u64::MAX;
+        }
+    }
+
+    /// A listing of the directory began.
+    pub(crate) fn listing(&mut self, dir: Ino) {
+        if let Some(cache) = self.dirs.get_mut(&dir) {
+            cache.listed = true;
+        }
+    }
+
+    /// Somebody walks through the tree, if a directory is listed whose parent was listed: the first
+    /// sibling behind it on its shard (`beside` tells), in the order of inode numbers, whose names are
+    /// known. Up to it, nothing that a walk comes to is.
+    pub(crate) fn walk(&self, parent: Ino, dir: Ino, beside: impl Fn(Ino) -> bool) -> Option<Ino> {
+        let cache = self.dirs.get(&parent).filter(|c| c.listed)?;
+        if cache.entries.len() > WALK_SIBLINGS_MAX {
+            return Some(Ino::MAX);
+        }
+        let siblings = cache.live_range(0, u64::MAX).filter(|(.., d)| d.kind == Kind::Directory);
+        let behind = siblings.map(|(.., d)| d.ino).filter(|i| *i > dir && beside(*i));
+        Some(behind.filter(|i| self.dirs.contains_key(i)).min().unwrap_or(Ino::MAX))
+    }
+
+    /// Takes names of a directory that were read ahead; nothing may have changed in it since the load
+    /// began.
+    pub(crate) fn fill_ahead(&mut self, dir: Ino, known: (u64, u64), names: Vec<LoadedName>) {
+        let id = self.ensure(dir);
+        self.fill(dir, id, known, names);
     }
 
     /// A local change, or a name that was loaded.
@@ -215,6 +311,55 @@ mod tests {
         c.ensure(1);
         c.fill(1, id, (16, 90), vec![]);
         assert_eq!(c.get(1).unwrap().known_to(16, 99), None, "an evicted cache is not filled");
+    }
+
+    #[test]
+    fn who_looks_at_all_of_a_directory_gets_more_each_time() {
+        for (files, step, most) in [(1000u64, 1, 8), (1000, 377, 40), (3000, 1, 30)] {
+            let mut c = DirCaches::new(10_000);
+            for i in 0..files {
+                c.set(1, 16 + i, b"n", Some(Dirent { ino: 5000 + i, kind: Kind::File }));
+            }
+            let (mut have, mut loads) = (std::collections::HashSet::new(), 0);
+            for i in 0..files {
+                let at = i * step % files;
+                let beside = c.looked(1, 16 + at, |ino| !have.contains(&ino), 5000 + at);
+                loads += u32::from(have.insert(5000 + at));
+                have.extend(beside);
+                if files > DIR_WHOLE_MAX {
+                    assert!(have.len() as u64 <= 3 * (i + 1), "{} loaded after {i}", have.len());
+                }
+            }
+            assert!(loads <= most, "{loads} loads of {files} in steps of {step}");
+            c.alone(1);
+            assert!(c.looked(1, 16, |_| true, 5000).is_empty());
+        }
+    }
+
+    #[test]
+    fn a_large_directory_is_loaded_whole_only_when_several_names_were_missed() {
+        let mut c = DirCaches::new(100);
+        assert!(c.whole(1, 512));
+        assert_eq!([1, 2].map(|_| c.whole(2, 1000)), [false, true]);
+        assert!((0..1000).all(|_| !c.whole(3, 2000)));
+    }
+
+    #[test]
+    fn a_walk_is_one_who_lists_the_children_of_what_he_listed() {
+        let mut c = DirCaches::new(100);
+        for (hash, name, ino) in [(20, b"a", 10), (30, b"b", 30), (40, b"c", 20)] {
+            c.set(1, hash, name, Some(Dirent { ino, kind: Kind::Directory }));
+        }
+        c.set(1, 50, b"f", Some(Dirent { ino: 15, kind: Kind::File }));
+        c.ensure(15);
+        assert_eq!(c.walk(1, 10, |_| true), None, "its parent was not listed");
+        c.listing(1);
+        assert_eq!((c.walk(1, 10, |_| true), c.walk(2, 10, |_| true)), (Some(Ino::MAX), None));
+        c.fill_ahead(30, (16, u64::MAX), vec![(17, b"x".into(), E)]);
+        assert_eq!((c.walk(1, 10, |_| true), c.walk(1, 30, |_| true)), (Some(30), Some(Ino::MAX)));
+        c.ensure(20);
+        assert_eq!(c.walk(1, 10, |_| true), Some(20));
+        assert_eq!(c.walk(1, 10, |ino| ino != 20), Some(30));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! and that a directory operation is alone in its directory; what depends on the volume is checked
 //! here. Names are bytes without `/`.
 
+mod ahead;
 mod drive;
 mod files;
 mod follow;

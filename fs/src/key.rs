@@ -179,6 +179,13 @@ impl KeySpace {
         (self.shard_of_ino(dir), start, after(DIRENT, dir))
     }
 
+    /// `(start, end)` of the names of the directories behind `dir` in the order of inode numbers, on its
+    /// shard, up to directory `until`.
+    #[must_use]
+    pub fn dirents_behind(self, dir: Ino, until: Ino) -> (u16, Key, Key) {
+        (self.shard_of_ino(dir), after(DIRENT, dir), key1(DIRENT, until, 0))
+    }
+
     /// `(start, end)` of the attributes of an inode.
     #[must_use]
     pub fn xattrs(self, ino: Ino) -> (u16, Key, Key) {

@@ -47,8 +47,21 @@ pub const INO_CHUNK: u64 = 16 << 10;
 pub const ATTEMPTS_MAX: u32 = 64;
 /// Entries of one page of a directory scan.
 pub const DIR_PAGE: usize = 1024;
-/// Directories up to this many entries are loaded whole at the first name that is missed.
+/// Directories up to this many entries are loaded whole sooner or later.
 pub const DIR_WHOLE_MAX: u64 = 1024;
+/// For so many entries of such a directory one name is asked for alone first: reading them costs about as
+/// much as one name with its inode.
+pub const DIR_WHOLE_PER_MISS: u64 = 512;
+/// Inodes that a lookup reads besides the one that it needs, at most.
+pub const INODES_BESIDE_MAX: u64 = 256;
+/// Names that a walk through a tree reads ahead, at first and at most.
+pub const WALK_NAMES_MIN: usize = 128;
+/// See [`WALK_NAMES_MIN`].
+pub const WALK_NAMES_MAX: usize = 4096;
+/// Subdirectories of a directory that a walk looks through to see where what it knows begins, at most.
+pub const WALK_SIBLINGS_MAX: usize = 4096;
+/// What is read ahead of names and inodes is given up after this long, milliseconds.
+pub const LOOK_AHEAD_MS: u64 = 250;
 /// Largest read-ahead, bytes.
 pub const READAHEAD_BYTES_MAX: u64 = 4 << 20;
 /// First read-ahead of a sequential reader, bytes.

@@ -6,6 +6,7 @@ use crate::dead::DeadSet;
 use crate::dircache::DirCaches;
 use crate::filesystem::{Atime, FsOptions, Ino, StatFs};
 use crate::key::KeySpace;
+use crate::limits::{WALK_NAMES_MAX, WALK_NAMES_MIN};
 use crate::name::NameHasher;
 use crate::record::Inode;
 use bytes::Bytes;
@@ -13,6 +14,7 @@ use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::Notify;
+use tokio::sync::futures::OwnedNotified;
 
 /// What never changes while mounted.
 #[derive(Clone, Copy, Debug)]
@@ -75,6 +77,70 @@ impl Since {
     /// Must what the load brings of this be dropped?
     pub(crate) fn has(&self, what: Changed) -> bool {
         self.0.contains(&what) || self.0.contains(&Changed::Everything)
+    }
+
+    /// Must all names of this directory be dropped?
+    pub(crate) fn has_names_of(&self, dir: Ino) -> bool {
+        self.0.iter().any(|c| match c {
+            Changed::Dirent(d, _) => *d == dir,
+            Changed::Everything => true,
+            _ => false,
+        })
+    }
+}
+
+/// How far ahead of someone who walks through a tree names are loaded: four times as far each time, and
+/// from little again when it could not be done or no walk was seen.
+pub(crate) struct Walk {
+    window: usize,
+    bound: usize,
+    /// One load ahead at a time: several walkers would load the same. Rings when it is over.
+    under_way: Option<Arc<Notify>>,
+}
+
+/// What someone who lists a directory that has to be loaded does about what comes after it.
+pub(crate) enum Pace {
+    /// Loads this directory only.
+    Alone,
+    /// Has so many names loaded ahead.
+    Ahead(usize),
+    /// What is being loaded may be it.
+    Wait(OwnedNotified),
+}
+
+impl Walk {
+    fn new(bound: usize) -> Self {
+        Self { window: 0, bound: bound.min(WALK_NAMES_MAX), under_way: None }
+    }
+
+    /// A directory has to be loaded for a listing, in a walk or not. `patient`: it has not waited yet.
+    pub(crate) fn begin(&mut self, walking: bool, patient: bool) -> Pace {
+        match &self.under_way {
+            Some(bell) if walking && patient => return Pace::Wait(bell.clone().notified_owned()),
+            Some(_) => return Pace::Alone,
+            None => {}
+        }
+        self.window = match walking {
+            true => (4 * self.window).max(WALK_NAMES_MIN).min(self.bound),
+            false => 0,
+        };
+        if self.window == 0 {
+            return Pace::Alone;
+        }
+        self.under_way = Some(Arc::default());
+        Pace::Ahead(self.window)
+    }
+
+    /// The load is over.
+    pub(crate) fn end(&mut self) {
+        if let Some(bell) = self.under_way.take() {
+            bell.notify_waiters();
+        }
+    }
+
+    /// It brought an error, or nothing in time.
+    pub(crate) fn failed(&mut self) {
+        self.window = 0;
     }
 }
 
@@ -143,6 +209,7 @@ pub(crate) struct State {
     /// `None` = known not to exist.
     pub(crate) inodes: Clock<Ino, Option<Inode>>,
     pub(crate) dirs: DirCaches,
+    pub(crate) walk: Walk,
     /// As the record is; empty = known to have none. Whether it counts the dead ranges say.
     pub(crate) blocks: Clock<(Ino, u64), Bytes>,
     pub(crate) xattrs: Clock<Ino, Arc<XattrMap>>,
@@ -177,6 +244,7 @@ impl State {
             atime: options.atime,
             inodes: Clock::new(limits.inodes),
             dirs: DirCaches::new(limits.dirents),
+            walk: Walk::new(limits.dirents.min(limits.inodes) / 4),
             blocks: Clock::new(limits.block_bytes),
             xattrs: Clock::new(limits.xattr_bytes),
             trims: NumberMap::default(),
@@ -286,6 +354,29 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_walk_is_followed_further_each_time() {
+        let mut w = Walk::new(1000);
+        let ahead = |pace| match pace {
+            Pace::Ahead(n) => n,
+            Pace::Alone => 0,
+            Pace::Wait(_) => 1,
+        };
+        assert_eq!(ahead(w.begin(false, true)), 0);
+        assert_eq!(ahead(w.begin(true, true)), 128);
+        let others = [(true, true), (true, false), (false, true)];
+        assert_eq!(others.map(|(walking, patient)| ahead(w.begin(walking, patient))), [1, 0, 0]);
+        w.end();
+        assert_eq!(ahead(w.begin(true, true)), 512);
+        w.end();
+        assert_eq!(ahead(w.begin(true, true)), 1000);
+        w.failed();
+        w.end();
+        assert_eq!(ahead(w.begin(true, false)), 128);
+        w.end();
+        assert_eq!(ahead(Walk::new(0).begin(true, true)), 0);
+    }
 
     #[test]
     fn the_log_is_kept_only_as_long_as_a_load_needs_it() {

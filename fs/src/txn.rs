@@ -19,6 +19,12 @@ pub(crate) use file::{FileEdit, Held};
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Miss {
     Inodes(Vec<Ino>),
+    /// An inode that a lookup in `dir` needs, and others that may be looked up next.
+    Lookup {
+        dir: Ino,
+        ino: Ino,
+        beside: Vec<Ino>,
+    },
     Dirent {
         dir: Ino,
         entries: u64,
@@ -252,6 +258,19 @@ impl<'a> Txn<'a> {
             None => {}
         }
         Err(Miss::Dirent { dir, entries, hash, name: name.to_vec() }.into())
+    }
+
+    /// The inode of a name that was looked up. One that has to be loaded brings others of its
+    /// directory along.
+    pub(crate) fn looked_up(&mut self, dir: Ino, name: &[u8], dirent: Dirent) -> Done<Inode> {
+        let hash = self.geo.names.hash(name);
+        let State { dirs, inodes, .. } = &mut *self.st;
+        let missing = |ino: Ino| inodes.peek(&ino).is_none();
+        let beside = dirs.looked(dir, hash, missing, dirent.ino);
+        match beside.is_empty() {
+            true => self.inode_of(dirent),
+            false => Err(Miss::Lookup { dir, ino: dirent.ino, beside }.into()),
+        }
     }
 
     /// A name that must be there.

@@ -1,18 +1,20 @@
 //! The driver: runs a synchronous operation under the lock; if it misses something in the caches,
 //! loads it without the lock and runs it again.
 
-use super::{FileSystem, FsError, Ino, Result, Timespec};
+use super::{FileSystem, FsError, Ino, Result};
+use crate::dircache::LoadedName;
 use crate::key::{self, Parsed};
-use crate::limits::{ATTEMPTS_MAX, DIR_PAGE, DIR_WHOLE_MAX, XATTR_TOTAL_MAX};
+use crate::limits::{ATTEMPTS_MAX, DIR_PAGE, XATTR_TOTAL_MAX};
 use crate::name::HASH_MIN;
 use crate::record::{Dirent, Inode, Record};
-use crate::state::{Changed, State, XattrMap};
+use crate::state::{Changed, Geometry, Pace, State, XattrMap};
 use crate::txn::{Done, Miss, Stop, Txn};
 use bytes::Bytes;
 use std::ops::Deref;
 use std::sync::Arc;
 use tokio::sync::Notify;
 use tokio::sync::futures::OwnedNotified;
+use voter::volume::{Key, Stored};
 
 /// About what a change of names and inodes writes, bytes.
 const SMALL_BYTES: usize = 1024;
@@ -31,10 +33,10 @@ pub(super) enum Room {
 }
 
 /// What a miss became while the lock was still held.
-enum Load {
+pub(super) enum Load {
     /// Load these blocks; the others are on their way already.
     Blocks(BlockLoad),
-    /// All blocks are on their way: wait for one of them.
+    /// It is on its way: wait for it.
     Wait(OwnedNotified),
     /// Names of a directory from a hash on at least to another, into its cache with this id.
     Names {
@@ -42,34 +44,41 @@ enum Load {
         from: u64,
         to: u64,
         id: u64,
+        /// Names to load ahead besides (0 = none), of the directories behind it up to this one.
+        ahead: (usize, Ino),
     },
     Plain(Miss),
 }
 
-struct BlockLoad {
-    ino: Ino,
-    blocks: Vec<u64>,
+pub(super) struct BlockLoad {
+    pub(super) ino: Ino,
+    pub(super) blocks: Vec<u64>,
 }
 
 /// What a load has to undo when it ends.
-struct Landing {
+pub(super) struct Landing {
     /// Changes since then win over what it brings.
-    began: u64,
+    pub(super) began: u64,
     /// Blocks that others may wait for.
-    blocks: Option<(Ino, Vec<u64>, Arc<Notify>)>,
+    pub(super) blocks: Option<(Ino, Vec<u64>, Arc<Notify>)>,
+    /// Names are loaded ahead of a walk.
+    pub(super) walking: bool,
 }
 
 /// A load in flight. Dropping it, however the load ends, lets the log of changes shrink and wakes
 /// who waits for its blocks.
-struct Flight<F: Deref<Target = FileSystem>> {
-    fs: F,
-    landing: Landing,
+pub(super) struct Flight<F: Deref<Target = FileSystem>> {
+    pub(super) fs: F,
+    pub(super) landing: Landing,
 }
 
 impl<F: Deref<Target = FileSystem>> Drop for Flight<F> {
     fn drop(&mut self) {
         let mut st = self.fs.state.lock();
         st.log.end(self.landing.began);
+        if self.landing.walking {
+            st.walk.end();
+        }
         if let Some((ino, blocks, notify)) = self.landing.blocks.take() {
             for b in blocks {
                 st.inflight.remove(&(ino, b));
@@ -97,6 +106,7 @@ impl FileSystem {
             self.volume.room(bytes).await?;
         }
         let now = (self.options.clock)();
+        let mut patient = true;
         for _ in 0..ATTEMPTS_MAX {
             let (load, flight) = {
                 let mut st = self.state.lock();
@@ -120,7 +130,8 @@ impl FileSystem {
                         return Err(e);
                     }
                     Err(Stop::Miss(miss)) => {
-                        let (load, landing) = take_off(&mut st, miss);
+                        let (load, landing) = take_off(&mut st, &self.geo, miss, patient);
+                        patient &= !matches!(load, Load::Wait(_));
                         (load, Flight { fs: self, landing })
                     }
                 }
@@ -130,7 +141,7 @@ impl FileSystem {
         Err(FsError::because(libc::EIO, format!("no progress in {ATTEMPTS_MAX} attempts")))
     }
 
-    async fn load(&self, load: Load, flight: Flight<&FileSystem>) -> Result<()> {
+    async fn load(&self, load: Load, mut flight: Flight<&FileSystem>) -> Result<()> {
         match load {
             Load::Blocks(BlockLoad { ino, blocks }) => {
                 self.load_blocks(ino, &blocks, flight.landing.began).await
@@ -141,7 +152,19 @@ impl FileSystem {
                 let _ = tokio::time::timeout(self.volume.deadline(), notified).await;
                 Ok(())
             }
-            Load::Names { dir, from, to, id } => self.load_names(dir, (from, to), id).await,
+            Load::Names { dir, from, to, id, ahead: (0, _) } => {
+                self.load_names(dir, (from, to), id).await
+            }
+            Load::Names { dir, from, to, id, ahead } => {
+                flight.landing.walking = false;
+                self.walk_ahead(dir, ahead);
+                self.load_names(dir, (from, to), id).await
+            }
+            Load::Plain(Miss::Lookup { dir, ino, beside }) => {
+                let own = [ino];
+                let own = self.load_inodes(&own, flight.landing.began);
+                tokio::join!(own, self.load_beside(dir, &beside, flight.landing.began)).0
+            }
             Load::Plain(Miss::Inodes(inos)) => self.load_inodes(&inos, flight.landing.began).await,
             Load::Plain(Miss::Dirent { dir, hash, name, .. }) => {
                 self.load_dirent(dir, hash, name, flight.landing.began).await
@@ -158,7 +181,7 @@ impl FileSystem {
         }
     }
 
-    async fn load_inodes(&self, inos: &[Ino], began: u64) -> Result<()> {
+    pub(super) async fn load_inodes(&self, inos: &[Ino], began: u64) -> Result<()> {
         let keys = inos.iter().map(|&i| self.geo.keys.inode(i)).collect();
         let found = self.volume.get(keys).await?;
         let mut decoded = Vec::with_capacity(inos.len());
@@ -205,16 +228,12 @@ impl FileSystem {
         loop {
             let (shard, start, end) = self.geo.keys.dirents(dir, from);
             let page = self.volume.scan(shard, start, end, DIR_PAGE).await?;
-            let mut names = Vec::with_capacity(page.records.len());
-            let mut last = from;
-            for (key, stored) in page.records {
-                let Some(Parsed::Dirent { hash, name, .. }) = key::parse(&key) else {
-                    return Err(FsError::corrupt(format!("a strange key in directory {dir}")));
-                };
-                let dirent = decode::<Dirent>(&stored.value, || format!("an entry of {dir}"))?;
-                last = hash;
-                names.push((hash, name, dirent));
+            let names = names_of(&page.records)?;
+            let last = names.last().map_or(from, |(_, (hash, ..))| *hash);
+            if let Some((other, _)) = names.iter().find(|(d, _)| *d != dir) {
+                return Err(FsError::corrupt(format!("a name of {other} among those of {dir}")));
             }
+            let names = names.into_iter().map(|(_, name)| name).collect();
             // A page may end between two names of one hash: that hash is not known completely.
             let known = match page.next.as_deref().map(key::parse) {
                 None => u64::MAX,
@@ -255,7 +274,7 @@ impl FileSystem {
         Ok(())
     }
 
-    async fn load_blocks(&self, ino: Ino, blocks: &[u64], began: u64) -> Result<()> {
+    pub(super) async fn load_blocks(&self, ino: Ino, blocks: &[u64], began: u64) -> Result<()> {
         let keys = blocks.iter().map(|&b| self.geo.keys.block(ino, b)).collect();
         let found = self.volume.get(keys).await?;
         let bs = self.geo.block_size as usize;
@@ -273,42 +292,17 @@ impl FileSystem {
         }
         Ok(())
     }
-
-    /// Reads blocks ahead of a sequential reader, in a task of its own.
-    pub(super) fn read_ahead(&self, ino: Ino, from: u64, to: u64) {
-        if !self.options.background {
-            return;
-        }
-        let Some(fs) = self.me.upgrade() else { return };
-        let (load, landing) = {
-            let mut st = self.state.lock();
-            let txn = Txn::new(&mut st, &self.geo, Timespec::default());
-            let blocks = wanted_blocks(txn, ino, from, to);
-            if blocks.is_empty() {
-                return;
-            }
-            // Registered before the task runs, so that the reader waits for it and does not ask
-            // twice.
-            take_off(&mut st, Miss::Blocks { ino, blocks })
-        };
-        let flight = Flight { fs, landing };
-        tokio::spawn(async move {
-            let fs = &flight.fs;
-            if let Load::Blocks(load) = load
-                && let Err(e) = fs.load_blocks(load.ino, &load.blocks, flight.landing.began).await
-            {
-                tracing::debug!(ino, error = %e, "read-ahead failed");
-            }
-            let fs = fs.clone();
-            drop(flight);
-            fs.state.lock().trim();
-        });
-    }
 }
 
-/// Registers the load of what was missed, in the same critical section that missed it.
-fn take_off(st: &mut State, miss: Miss) -> (Load, Landing) {
-    let mut landing = Landing { began: st.log.begin(), blocks: None };
+/// Registers the load of what was missed, in the same critical section that missed it. `patient`: the
+/// operation has not yet waited for what others load.
+pub(super) fn take_off(
+    st: &mut State,
+    geo: &Geometry,
+    miss: Miss,
+    patient: bool,
+) -> (Load, Landing) {
+    let mut landing = Landing { began: st.log.begin(), blocks: None, walking: false };
     let load = match miss {
         Miss::Blocks { ino, blocks } => {
             let ours: Vec<u64> =
@@ -328,24 +322,47 @@ fn take_off(st: &mut State, miss: Miss) -> (Load, Landing) {
                 }
             }
         }
-        Miss::DirPage { dir, from } => Load::Names { dir, from, to: from, id: st.dirs.ensure(dir) },
-        Miss::Dirent { dir, entries, hash, .. } if entries <= DIR_WHOLE_MAX => {
-            Load::Names { dir, from: HASH_MIN, to: hash, id: st.dirs.ensure(dir) }
+        Miss::DirPage { dir, from } => {
+            let (pace, until) = match from {
+                HASH_MIN => walk(st, geo, dir, patient),
+                _ => (Pace::Alone, dir),
+            };
+            let ahead = match pace {
+                Pace::Wait(bell) => return (Load::Wait(bell), landing),
+                Pace::Ahead(n) => (n, until),
+                Pace::Alone => (0, until),
+            };
+            landing.walking = ahead.0 > 0;
+            Load::Names { dir, from, to: from, id: st.dirs.ensure(dir), ahead }
+        }
+        Miss::Dirent { dir, entries, hash, .. } if st.dirs.whole(dir, entries) => {
+            Load::Names { dir, from: HASH_MIN, to: hash, id: st.dirs.ensure(dir), ahead: (0, dir) }
         }
         other => Load::Plain(other),
     };
     (load, landing)
 }
 
-/// Blocks of `from..to` that count, are not cached and not on their way.
-fn wanted_blocks(mut t: Txn<'_>, ino: Ino, from: u64, to: u64) -> Vec<u64> {
-    let Ok(f) = t.file(ino) else { return Vec::new() };
-    let to = to.min(Txn::span(&f));
-    (from..to)
-        .filter(|&b| {
-            t.block(&f, b) == crate::txn::Held::Unknown && !t.st.inflight.contains_key(&(ino, b))
-        })
-        .collect()
+/// A directory has to be loaded to be listed: what to do about those that come after it, and up to
+/// which directory names are to be loaded ahead.
+fn walk(st: &mut State, geo: &Geometry, dir: Ino, patient: bool) -> (Pace, Ino) {
+    let keys = geo.keys;
+    let beside = |ino| keys.shard_of_ino(ino) == keys.shard_of_ino(dir);
+    let parent = st.inodes.peek(&dir).and_then(|i| i.as_ref()).map(|i| i.parent);
+    let until = parent.and_then(|parent| st.dirs.walk(parent, dir, beside));
+    (st.walk.begin(until.is_some(), patient), until.unwrap_or(dir))
+}
+
+/// Names of a page, each with its directory, in the order of the page.
+pub(super) fn names_of(records: &[(Key, Stored)]) -> Result<Vec<(Ino, LoadedName)>> {
+    let name = |(key, stored): &(Key, Stored)| {
+        let Some(Parsed::Dirent { dir, hash, name }) = key::parse(key) else {
+            return Err(FsError::corrupt("a strange key among names of a directory"));
+        };
+        let dirent = decode::<Dirent>(&stored.value, || format!("an entry of {dir}"))?;
+        Ok((dir, (hash, name, dirent)))
+    };
+    records.iter().map(name).collect()
 }
 
 fn decode<R: Record>(bytes: &[u8], what: impl Fn() -> String) -> Result<R> {

@@ -47,6 +47,9 @@ pub(crate) fn readdir(
         }
         found
     };
+    if from == HASH_MIN {
+        t.st.dirs.listing(ino);
+    }
     let mut missing = Vec::new();
     for (hash, name, dirent) in found {
         let mut entry =

@@ -23,7 +23,7 @@ pub(crate) fn lookup(t: &mut Txn<'_>, parent: Ino, name: &[u8]) -> Done<Attr> {
         b".." => dir.parent,
         _ => {
             let dirent = t.existing(parent, name)?;
-            let inode = t.inode_of(dirent)?;
+            let inode = t.looked_up(parent, name, dirent)?;
             t.count_lookup(dirent.ino);
             return Ok(t.attr(dirent.ino, &inode));
         }
