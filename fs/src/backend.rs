@@ -2,6 +2,7 @@
 
 use crate::config::Config;
 use crate::control::{ControlError, ProgressSink};
+use crate::filesystem::{FileSystem, FormatOptions};
 use crate::mount::MountOptions;
 use serde_json::{Value, json};
 use std::path::Path;
@@ -15,6 +16,9 @@ use voter::replicated::{OpenOptions, Replicated};
 use voter::status::Inspected;
 use voter::volume::{Key, Volume};
 use voter::wire::{Envelope, Request, StoreId, VolumeId, WIRE_FORMAT};
+
+#[cfg(feature = "memory-banks")]
+mod banks;
 
 /// Longest wait of the volume in memory, as a real one would have.
 const MEMORY_DEADLINE: Duration = Duration::from_secs(10);
@@ -115,8 +119,9 @@ impl Backend {
         progress: ProgressSink,
     ) -> Result<Self, ControlError> {
         if let Some(shards) = options.memory {
-            let volume = MemoryVolume::new(shards.max(1)).with_deadline(MEMORY_DEADLINE);
-            return Ok(Self::Memory(Arc::new(volume)));
+            let backend = Self::in_memory(shards.max(1), config, options).await?;
+            format(&backend.volume()).await?;
+            return Ok(backend);
         }
         let cluster = config.cluster()?;
         if options.observer {
@@ -137,6 +142,20 @@ impl Backend {
             Ok(volume) => Ok(Self::Replicated(volume)),
             Err(e) => Err(explain(&e, config).await),
         }
+    }
+
+    #[cfg_attr(not(feature = "memory-banks"), expect(unused_variables, clippy::unused_async))]
+    async fn in_memory(
+        shards: u16,
+        config: &Config,
+        options: &MountOptions,
+    ) -> Result<Self, ControlError> {
+        #[cfg(feature = "memory-banks")]
+        if options.memory_banks {
+            return banks::in_memory(shards, config).await;
+        }
+        let volume = MemoryVolume::new(shards).with_deadline(MEMORY_DEADLINE);
+        Ok(Self::Memory(Arc::new(volume)))
     }
 
     /// The volume for the filesystem.
@@ -230,6 +249,18 @@ impl Backend {
             }
         }
     }
+}
+
+/// Makes the filesystem on a volume in memory.
+async fn format(volume: &Arc<dyn Volume>) -> Result<(), ControlError> {
+    let owner = FormatOptions {
+        uid: rustix::process::geteuid().as_raw(),
+        gid: rustix::process::getegid().as_raw(),
+        ..FormatOptions::default()
+    };
+    FileSystem::format(volume, &owner).await.map_err(|e| {
+        ControlError::new(1, format!("cannot format: {e}"), "this is a defect, report it")
+    })
 }
 
 /// What other mounts are told about this one.

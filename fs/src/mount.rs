@@ -5,7 +5,7 @@ use crate::backend::Backend;
 use crate::config::Config;
 use crate::control::{self, ControlError, ProgressSink};
 use crate::daemon::{PidFile, Report, Reporter};
-use crate::filesystem::{FileSystem, FormatOptions, FsOptions};
+use crate::filesystem::{FileSystem, FsOptions};
 use crate::fuse;
 use crate::metrics::Metrics;
 use crate::session::Session;
@@ -43,6 +43,9 @@ pub struct MountOptions {
     pub observer: bool,
     /// A volume in memory with so many shards, gone at the end: for measuring the mount itself.
     pub memory: Option<u16>,
+    /// That volume lies on three banks, in memory too.
+    #[cfg(feature = "memory-banks")]
+    pub memory_banks: bool,
     /// `-o` options.
     pub flags: MountFlags,
 }
@@ -455,16 +458,6 @@ async fn open_fs(
     flags: &MountFlags,
 ) -> Result<Arc<FileSystem>, ControlError> {
     let volume = backend.volume();
-    if backend.is_memory() {
-        let owner = FormatOptions {
-            uid: rustix::process::geteuid().as_raw(),
-            gid: rustix::process::getegid().as_raw(),
-            ..FormatOptions::default()
-        };
-        FileSystem::format(&volume, &owner).await.map_err(|e| {
-            ControlError::new(1, format!("cannot format: {e}"), "this is a defect, report it")
-        })?;
-    }
     // The FUSE layer spares the kernel the requests for open and release.
     let options = FsOptions {
         caches: config.caches,

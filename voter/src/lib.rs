@@ -45,6 +45,7 @@ mod link;
 mod read;
 mod repair;
 mod shared;
+mod together;
 mod watched;
 mod writer;
 

@@ -146,6 +146,7 @@ fn shared(nodes: Nodes, limits: Limits, choice: &Choice) -> Shared {
         holder: String::new(),
         auto_replace: false,
         replace: Mutex::default(),
+        together: crate::together::Together::of(&nodes),
         banks: nodes.banks,
         watermark: Watched::new(Version::ZERO),
         pushed: Watched::new(0),

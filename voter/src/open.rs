@@ -12,6 +12,7 @@ use crate::progress::Board;
 use crate::replicated::{Nodes, OpenOptions};
 use crate::shared::{CheckOrder, RepairOrder, Shared};
 use crate::status::node_statuses;
+use crate::together::Together;
 use crate::watched::Watched;
 use crate::writer::{Core, Replica, Shard};
 use bytes::Bytes;
@@ -688,6 +689,7 @@ impl Opener {
             holder: self.options.holder,
             auto_replace: self.options.auto_replace,
             replace: Mutex::default(),
+            together: Together::of(&self.nodes),
             banks: self.nodes.banks,
             watermark: Watched::new(watermark),
             pushed: Watched::new(0),

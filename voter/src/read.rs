@@ -6,6 +6,7 @@ use crate::link::unexpected;
 use crate::metrics::add;
 use crate::quorum::{Fanout, Step, Usable};
 use crate::shared::Shared;
+use crate::together;
 use crate::volume::{Page, Stored, VolumeError};
 use crate::vote::{Ballot, Limit, Verdict, fixes, tally};
 use bytes::Bytes;
@@ -75,11 +76,30 @@ pub(crate) async fn vote(
     shard: u16,
     keys: &[Key],
 ) -> Result<Vec<Voted>, VolumeError> {
+    if let Some(voted) = together::vote(shared, shard, keys).await {
+        return Ok(voted);
+    }
     let mut out = Vec::with_capacity(keys.len());
     for chunk in keys.chunks(KEYS_MAX) {
         out.extend(vote_chunk(shared, shard, chunk).await?);
     }
     Ok(out)
+}
+
+/// One attempt: `None` where not all keys got a verdict.
+pub(crate) async fn vote_once(
+    shared: &Arc<Shared>,
+    shard: u16,
+    keys: &[Key],
+) -> Option<Vec<Voted>> {
+    if shared.core.lock().fenced.is_some() {
+        return None;
+    }
+    let limit = Instant::now() + shared.limits.call_deadline();
+    let voted = attempt(shared, shard, keys, limit).await.ok()?.ok()?;
+    add(&shared.metrics.reads, keys.len());
+    check_behind(shared, shard, keys, &voted);
+    Some(voted)
 }
 
 async fn vote_chunk(

@@ -7,6 +7,7 @@ use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::pace::Pace;
 use crate::progress::Board;
+use crate::together::Together;
 use crate::watched::{Watched, Watcher};
 use crate::writer::{Copied, Core};
 use bytes::Bytes;
@@ -69,6 +70,8 @@ pub(crate) struct Shared {
     pub(crate) copy_pace: Mutex<Pace>,
     /// Where the first ballot of the next read goes, so that the banks share the reading.
     pub(crate) turn: AtomicUsize,
+    /// By shard.
+    pub(crate) together: Vec<Together>,
     /// Another mount writes; this one only reads ([`crate::observer`]).
     pub(crate) observing: bool,
 }

@@ -51,6 +51,11 @@ pub(super) struct MountArgs {
     /// Keep everything in memory, with so many shards: measures the mount without banks
     #[arg(long, hide = true, value_name = "SHARDS", num_args = 0..=1, require_equals = true, default_missing_value = "1")]
     memory: Option<u16>,
+    /// With --memory: three banks in this process, voted on and written to like any, without HTTP and
+    /// disks
+    #[cfg(feature = "memory-banks")]
+    #[arg(long, hide = true, requires = "memory")]
+    memory_banks: bool,
 }
 
 pub(super) fn mount(config: Config, args: MountArgs) -> Outcome {
@@ -106,6 +111,8 @@ fn mount_or_spawn(mut config: Config, args: &MountArgs, reporter: &mut Reporter)
         takeover: wish.takeover,
         observer: wish.observer,
         memory: args.memory,
+        #[cfg(feature = "memory-banks")]
+        memory_banks: args.memory_banks,
         flags: wish.flags,
     };
     if options.memory.is_none() {
@@ -190,6 +197,10 @@ fn in_background(config: &Config, args: &MountArgs, options: &MountOptions) -> O
     }
     if let Some(shards) = options.memory {
         words.push(format!("--memory={shards}").into());
+        #[cfg(feature = "memory-banks")]
+        if options.memory_banks {
+            words.push("--memory-banks".into());
+        }
     }
     if !args.options.is_empty() {
         words.extend(["-o".into(), args.options.join(",").into()]);

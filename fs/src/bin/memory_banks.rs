@@ -1,0 +1,5 @@
+//! `tercet` that can also keep its banks in memory (see iozone/ladder).
+
+fn main() -> std::process::ExitCode {
+    fs::cli::main()
+}
