@@ -96,11 +96,15 @@ impl DirCache {
     /// them: four times as many each time. In a large one, all in all not more than twice as many as were
     /// looked up: who looks here and there pays little for it.
     fn may_load_beside(&self) -> u64 {
-        let n = match self.entries.len() as u64 <= DIR_WHOLE_MAX && self.beside < u64::MAX {
-            true => 4u64.saturating_pow(self.loads),
+        let entries = self.entries.len() as u64;
+        match entries <= DIR_WHOLE_MAX {
+            // All of it once; what was evicted meanwhile counts like a large one's.
+            true => {
+                let left = (entries + 2 * self.looked).saturating_sub(self.beside);
+                4u64.saturating_pow(self.loads).min(left)
+            }
             false => (2 * self.looked).saturating_sub(self.beside),
-        };
-        n.min(INODES_BESIDE_MAX)
+        }
     }
 
     /// Live entries with `from <= hash <= to`, in order.
@@ -124,12 +128,16 @@ pub(crate) struct DirCaches {
     dirs: NumberMap<Ino, DirCache>,
     total: usize,
     bound: usize,
+    /// Most inodes that a lookup may load besides.
+    beside_max: u64,
     clock: u64,
 }
 
 impl DirCaches {
-    pub(crate) fn new(bound: usize) -> Self {
-        Self { dirs: NumberMap::default(), total: 0, bound, clock: 0 }
+    /// For so many names, and beside a cache of so many inodes.
+    pub(crate) fn new(bound: usize, inodes: usize) -> Self {
+        let beside_max = INODES_BESIDE_MAX.min(inodes as u64 / 4);
+        Self { dirs: NumberMap::default(), total: 0, bound, beside_max, clock: 0 }
     }
 
     pub(crate) fn total(&self) -> usize {
@@ -173,13 +181,14 @@ impl DirCaches {
         missing: impl Fn(Ino) -> bool,
         own: Ino,
     ) -> Vec<Ino> {
+        let beside_max = self.beside_max;
         let Some(cache) = self.dirs.get_mut(&dir) else { return Vec::new() };
         cache.looked += 1;
         if !missing(own) {
             return Vec::new();
         }
         cache.loads += 1;
-        let n = cache.may_load_beside() as usize;
+        let n = cache.may_load_beside().min(beside_max) as usize;
         let next = cache.live_range(hash, u64::MAX).map(|(.., d)| d.ino).take(4 * n);
         let beside: Vec<Ino> = next.filter(|&i| i != own && missing(i)).take(n).collect();
         cache.beside = cache.beside.saturating_add(beside.len() as u64);
@@ -206,7 +215,7 @@ impl DirCaches {
     pub(crate) fn walk(&self, parent: Ino, dir: Ino, beside: impl Fn(Ino) -> bool) -> Option<Ino> {
         let cache = self.dirs.get(&parent).filter(|c| c.listed)?;
         if cache.entries.len() > WALK_SIBLINGS_MAX {
-            return Some(Ino::MAX);
+            return None;
         }
         let siblings = cache.live_range(0, u64::MAX).filter(|(.., d)| d.kind == Kind::Directory);
         let behind = siblings.map(|(.., d)| d.ino).filter(|i| *i > dir && beside(*i));
@@ -281,7 +290,7 @@ mod tests {
 
     #[test]
     fn complete_is_computed_and_equal_hashes_are_told_apart() {
-        let mut c = DirCaches::new(100);
+        let mut c = DirCaches::new(100, 100_000);
         c.set(1, 50, b"a", D);
         c.set(1, 50, b"b", None);
         let dir = c.get(1).unwrap();
@@ -297,7 +306,7 @@ mod tests {
 
     #[test]
     fn pages_extend_what_is_covered_and_changes_win() {
-        let mut c = DirCaches::new(100);
+        let mut c = DirCaches::new(100, 100_000);
         let id = c.ensure(1);
         c.set(1, 20, b"gone", None); // removed locally while the page was on its way
         c.fill(1, id, (16, 30), vec![(20, b"gone".into(), E), (25, b"x".into(), E)]);
@@ -316,7 +325,7 @@ mod tests {
     #[test]
     fn who_looks_at_all_of_a_directory_gets_more_each_time() {
         for (files, step, most) in [(1000u64, 1, 8), (1000, 377, 40), (3000, 1, 30)] {
-            let mut c = DirCaches::new(10_000);
+            let mut c = DirCaches::new(10_000, 100_000);
             for i in 0..files {
                 c.set(1, 16 + i, b"n", Some(Dirent { ino: 5000 + i, kind: Kind::File }));
             }
@@ -338,7 +347,7 @@ mod tests {
 
     #[test]
     fn a_large_directory_is_loaded_whole_only_when_several_names_were_missed() {
-        let mut c = DirCaches::new(100);
+        let mut c = DirCaches::new(100, 100_000);
         assert!(c.whole(1, 512));
         assert_eq!([1, 2].map(|_| c.whole(2, 1000)), [false, true]);
         assert!((0..1000).all(|_| !c.whole(3, 2000)));
@@ -346,7 +355,7 @@ mod tests {
 
     #[test]
     fn a_walk_is_one_who_lists_the_children_of_what_he_listed() {
-        let mut c = DirCaches::new(100);
+        let mut c = DirCaches::new(100, 100_000);
         for (hash, name, ino) in [(20, b"a", 10), (30, b"b", 30), (40, b"c", 20)] {
             c.set(1, hash, name, Some(Dirent { ino, kind: Kind::Directory }));
         }
@@ -364,7 +373,7 @@ mod tests {
 
     #[test]
     fn bounded() {
-        let mut c = DirCaches::new(100);
+        let mut c = DirCaches::new(100, 100_000);
         for dir in 0..50 {
             for n in 0..10u64 {
                 c.set(dir, 16 + n, b"n", D);

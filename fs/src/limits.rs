@@ -58,8 +58,11 @@ pub const INODES_BESIDE_MAX: u64 = 256;
 pub const WALK_NAMES_MIN: usize = 128;
 /// See [`WALK_NAMES_MIN`].
 pub const WALK_NAMES_MAX: usize = 4096;
-/// Subdirectories of a directory that a walk looks through to see where what it knows begins, at most.
+/// In a directory of more entries nothing is loaded ahead of a walk: it would have to look through all of
+/// them to see where what it knows begins.
 pub const WALK_SIBLINGS_MAX: usize = 4096;
+/// After loads ahead that failed, directories that are loaded alone before the next one, at most.
+pub const WALK_REST_MAX: u32 = 256;
 /// What is read ahead of names and inodes is given up after this long, milliseconds.
 pub const LOOK_AHEAD_MS: u64 = 250;
 /// Largest read-ahead, bytes.

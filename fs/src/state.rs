@@ -6,7 +6,7 @@ use crate::dead::DeadSet;
 use crate::dircache::DirCaches;
 use crate::filesystem::{Atime, FsOptions, Ino, StatFs};
 use crate::key::KeySpace;
-use crate::limits::{WALK_NAMES_MAX, WALK_NAMES_MIN};
+use crate::limits::{WALK_NAMES_MAX, WALK_NAMES_MIN, WALK_REST_MAX};
 use crate::name::NameHasher;
 use crate::record::Inode;
 use bytes::Bytes;
@@ -79,13 +79,16 @@ impl Since {
         self.0.contains(&what) || self.0.contains(&Changed::Everything)
     }
 
-    /// Must all names of this directory be dropped?
-    pub(crate) fn has_names_of(&self, dir: Ino) -> bool {
-        self.0.iter().any(|c| match c {
-            Changed::Dirent(d, _) => *d == dir,
-            Changed::Everything => true,
-            _ => false,
-        })
+    /// Directories of which names changed, or which changed themselves; `None` = maybe all.
+    pub(crate) fn directories(&self) -> Option<NumberSet<Ino>> {
+        let dir = |c: &Changed| match c {
+            Changed::Dirent(dir, _) | Changed::Inode(dir) => Some(*dir),
+            _ => None,
+        };
+        match self.0.contains(&Changed::Everything) {
+            true => None,
+            false => Some(self.0.iter().filter_map(dir).collect()),
+        }
     }
 }
 
@@ -94,8 +97,19 @@ impl Since {
 pub(crate) struct Walk {
     window: usize,
     bound: usize,
-    /// One load ahead at a time: several walkers would load the same. Rings when it is over.
-    under_way: Option<Arc<Notify>>,
+    /// One load ahead at a time: several walkers would load the same.
+    under_way: Option<Ahead>,
+    /// After a failure so many directories are loaded alone; twice as many after the next one.
+    pause: u32,
+    rest: u32,
+}
+
+/// A load ahead: of the directories between two, on the shard of the first.
+struct Ahead {
+    from: Ino,
+    until: Ino,
+    /// Rings when it is over.
+    bell: Arc<Notify>,
 }
 
 /// What someone who lists a directory that has to be loaded does about what comes after it.
@@ -110,37 +124,59 @@ pub(crate) enum Pace {
 
 impl Walk {
     fn new(bound: usize) -> Self {
-        Self { window: 0, bound: bound.min(WALK_NAMES_MAX), under_way: None }
+        Self { window: 0, bound: bound.min(WALK_NAMES_MAX), under_way: None, pause: 0, rest: 0 }
     }
 
-    /// A directory has to be loaded for a listing, in a walk or not. `patient`: it has not waited yet.
-    pub(crate) fn begin(&mut self, walking: bool, patient: bool) -> Pace {
-        match &self.under_way {
-            Some(bell) if walking && patient => return Pace::Wait(bell.clone().notified_owned()),
-            Some(_) => return Pace::Alone,
-            None => {}
+    /// A directory has to be loaded for a listing; `until`: somebody walks, and names behind it up to
+    /// this one may be loaded ahead. `patient`: the listing has not waited yet. `beside` tells who is on
+    /// the shard of this directory.
+    pub(crate) fn begin(
+        &mut self,
+        dir: Ino,
+        until: Option<Ino>,
+        patient: bool,
+        beside: impl Fn(Ino) -> bool,
+    ) -> Pace {
+        if let Some(a) = &self.under_way {
+            let coming = a.from < dir && dir < a.until && beside(a.from);
+            return match coming && patient {
+                true => Pace::Wait(a.bell.clone().notified_owned()),
+                false => Pace::Alone,
+            };
         }
-        self.window = match walking {
-            true => (4 * self.window).max(WALK_NAMES_MIN).min(self.bound),
-            false => 0,
+        let Some(until) = until else {
+            self.window = 0;
+            return Pace::Alone;
         };
+        if self.rest > 0 {
+            self.rest -= 1;
+            return Pace::Alone;
+        }
+        self.window = (4 * self.window).max(WALK_NAMES_MIN).min(self.bound);
         if self.window == 0 {
             return Pace::Alone;
         }
-        self.under_way = Some(Arc::default());
+        self.under_way = Some(Ahead { from: dir, until, bell: Arc::default() });
         Pace::Ahead(self.window)
     }
 
     /// The load is over.
     pub(crate) fn end(&mut self) {
-        if let Some(bell) = self.under_way.take() {
-            bell.notify_waiters();
+        if let Some(ahead) = self.under_way.take() {
+            ahead.bell.notify_waiters();
         }
+    }
+
+    /// It brought what it was to bring.
+    pub(crate) fn succeeded(&mut self) {
+        self.pause = 0;
     }
 
     /// It brought an error, or nothing in time.
     pub(crate) fn failed(&mut self) {
         self.window = 0;
+        self.pause = (2 * self.pause).clamp(2, WALK_REST_MAX);
+        self.rest = self.pause;
     }
 }
 
@@ -243,7 +279,7 @@ impl State {
         Self {
             atime: options.atime,
             inodes: Clock::new(limits.inodes),
-            dirs: DirCaches::new(limits.dirents),
+            dirs: DirCaches::new(limits.dirents, limits.inodes),
             walk: Walk::new(limits.dirents.min(limits.inodes) / 4),
             blocks: Clock::new(limits.block_bytes),
             xattrs: Clock::new(limits.xattr_bytes),
@@ -358,24 +394,34 @@ mod tests {
     #[test]
     fn a_walk_is_followed_further_each_time() {
         let mut w = Walk::new(1000);
-        let ahead = |pace| match pace {
+        let begin = |w: &mut Walk, dir, until, patient| match w.begin(dir, until, patient, |_| true)
+        {
             Pace::Ahead(n) => n,
             Pace::Alone => 0,
             Pace::Wait(_) => 1,
         };
-        assert_eq!(ahead(w.begin(false, true)), 0);
-        assert_eq!(ahead(w.begin(true, true)), 128);
-        let others = [(true, true), (true, false), (false, true)];
-        assert_eq!(others.map(|(walking, patient)| ahead(w.begin(walking, patient))), [1, 0, 0]);
+        assert_eq!(begin(&mut w, 10, None, true), 0);
+        assert_eq!(begin(&mut w, 10, Some(20), true), 128);
+        let others = [(15, true), (15, false), (5, true), (20, true), (10, true)];
+        let paces = others.map(|(dir, patient)| begin(&mut w, dir, Some(90), patient));
+        assert_eq!(paces, [1, 0, 0, 0, 0], "only who comes to what is being loaded waits, once");
+        assert!(matches!(w.begin(15, Some(90), true, |_| false), Pace::Alone), "another shard");
         w.end();
-        assert_eq!(ahead(w.begin(true, true)), 512);
+        assert_eq!(begin(&mut w, 10, Some(20), true), 512);
         w.end();
-        assert_eq!(ahead(w.begin(true, true)), 1000);
+        assert_eq!(begin(&mut w, 10, Some(20), true), 1000);
+        let mut alone = Vec::new();
+        for _ in 0..3 {
+            w.failed();
+            w.end();
+            alone.push((0..).take_while(|_| begin(&mut w, 10, Some(20), true) == 0).count());
+        }
+        assert_eq!(alone, [2, 4, 8]);
+        w.succeeded();
         w.failed();
         w.end();
-        assert_eq!(ahead(w.begin(true, false)), 128);
-        w.end();
-        assert_eq!(ahead(Walk::new(0).begin(true, true)), 0);
+        assert_eq!((0..).take_while(|_| begin(&mut w, 10, Some(20), true) == 0).count(), 2);
+        assert_eq!(begin(&mut Walk::new(0), 10, Some(20), true), 0);
     }
 
     #[test]

@@ -265,7 +265,10 @@ impl<'a> Txn<'a> {
     pub(crate) fn looked_up(&mut self, dir: Ino, name: &[u8], dirent: Dirent) -> Done<Inode> {
         let hash = self.geo.names.hash(name);
         let State { dirs, inodes, .. } = &mut *self.st;
-        let missing = |ino: Ino| inodes.peek(&ino).is_none();
+        // Of one shard only: another may not answer.
+        let keys = self.geo.keys;
+        let shard = keys.shard_of_ino(dirent.ino);
+        let missing = |ino| keys.shard_of_ino(ino) == shard && inodes.peek(&ino).is_none();
         let beside = dirs.looked(dir, hash, missing, dirent.ino);
         match beside.is_empty() {
             true => self.inode_of(dirent),

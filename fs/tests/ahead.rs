@@ -84,6 +84,8 @@ async fn a_walk_through_a_tree_asks_a_few_times() {
     for shards in [1, 3] {
         let volume = Arc::new(tree(shards, 200, 10).await);
         let fs = FileSystem::open(volume.clone(), FsOptions::default()).await.unwrap();
+        // As from banks: what is read ahead comes while others wait.
+        volume.delay_reads(Duration::from_micros(200));
         let before = volume.counts();
         let mut found = Vec::new();
         walk(&fs, ROOT, String::new(), &mut found).await;
@@ -91,8 +93,8 @@ async fn a_walk_through_a_tree_asks_a_few_times() {
         let asked = after.gets + after.scans - before.gets - before.scans;
         let distinct: BTreeSet<_> = found.iter().collect();
         assert_eq!((found.len(), distinct.len()), (1 + 200 + 20 + 220 * 10, found.len()));
-        // It would be twice for each of 222 directories.
-        assert!(asked < 150, "{asked} requests with {shards} shards");
+        // It would be twice for each of 222 directories, and for their inodes.
+        assert!(asked < 300, "{asked} requests with {shards} shards");
         assert!(after.keys - before.keys < 3 * 2421, "{} keys", after.keys - before.keys);
     }
 }

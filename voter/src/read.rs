@@ -14,7 +14,6 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 use storenode::wire::{
     BankId, Digest, Found, Key, PerBank, RecordHead, Reply, Request, StoreId, Version, digest,
@@ -76,48 +75,65 @@ pub(crate) async fn vote(
     shard: u16,
     keys: &[Key],
 ) -> Result<Vec<Voted>, VolumeError> {
-    if let Some(voted) = together::vote(shared, shard, keys).await {
-        return Ok(voted);
-    }
+    let deadline = shared.limits.read_deadline();
+    let mut limit = Instant::now() + deadline;
+    let mut turn = match together::vote(shared, shard, keys, limit).await {
+        Ok(voted) => return Ok(voted),
+        Err(turn) => turn,
+    };
     let mut out = Vec::with_capacity(keys.len());
     for chunk in keys.chunks(KEYS_MAX) {
-        out.extend(vote_chunk(shared, shard, chunk).await?);
+        out.extend(vote_chunk(shared, shard, chunk, turn, limit).await?);
+        (turn, limit) = (shared.next_turn(), Instant::now() + deadline);
     }
     Ok(out)
 }
 
-/// One attempt: `None` where not all keys got a verdict.
+/// One attempt, for as long as a call takes at most: the keys' verdicts, `None` where two banks did not agree
+/// at once; never empty unless `keys` is.
 pub(crate) async fn vote_once(
     shared: &Arc<Shared>,
     shard: u16,
     keys: &[Key],
-) -> Option<Vec<Voted>> {
+    turn: usize,
+    limit: Instant,
+) -> Vec<Option<Voted>> {
+    let nothing = || keys.iter().map(|_| None).collect();
     if shared.core.lock().fenced.is_some() {
-        return None;
+        return nothing();
     }
-    let limit = Instant::now() + shared.limits.call_deadline();
-    let voted = attempt(shared, shard, keys, limit).await.ok()?.ok()?;
-    add(&shared.metrics.reads, keys.len());
-    check_behind(shared, shard, keys, &voted);
-    Some(voted)
+    // A call ends by its own deadline first, which is noted against its bank.
+    let patience = shared.limits.call_deadline() + Duration::from_millis(shared.limits.hedge_ms);
+    let limit = limit.min(Instant::now() + patience);
+    let Ok(readers) = readers(shared, shard, turn) else { return nothing() };
+    match first_round(shared, shard, keys, &readers, limit).await {
+        Ok((verdicts, _)) => {
+            add(&shared.metrics.reads, verdicts.iter().flatten().count());
+            check_behind(shared, shard, keys.iter().zip(&verdicts));
+            verdicts
+        }
+        Err(_) => nothing(),
+    }
 }
 
 async fn vote_chunk(
     shared: &Arc<Shared>,
     shard: u16,
     keys: &[Key],
+    mut turn: usize,
+    limit: Instant,
 ) -> Result<Vec<Voted>, VolumeError> {
     add(&shared.metrics.reads, keys.len());
-    let limit = Instant::now() + shared.limits.read_deadline();
     let mut pause = Duration::from_millis(5);
     loop {
         if let Some(f) = &shared.core.lock().fenced {
             return Err(VolumeError::Fenced(f.clone()));
         }
-        let why = match attempt(shared, shard, keys, limit).await {
+        let why = match attempt(shared, shard, keys, turn, limit).await {
             Ok(Ok(v)) => {
-                check_behind(shared, shard, keys, &v);
-                return Ok(v);
+                let v: Vec<Option<Voted>> = v.into_iter().map(Some).collect();
+                check_behind(shared, shard, keys.iter().zip(&v));
+                return Ok(v.into_iter().flatten().collect());
             }
             // A verdict of "not decidable" with all three heard does not change by asking again...
             Ok(Err(NoVerdict { why: w, heard })) => {
@@ -136,13 +152,18 @@ async fn vote_chunk(
         // ...but a bank that is away may come back before the deadline.
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(Duration::from_millis(200));
+        turn = shared.next_turn();
     }
 }
 
-fn check_behind(shared: &Arc<Shared>, shard: u16, keys: &[Key], voted: &[Voted]) {
+fn check_behind<'a>(
+    shared: &Arc<Shared>,
+    shard: u16,
+    voted: impl Iterator<Item = (&'a Key, &'a Option<Voted>)>,
+) {
     let mut bytes = 0;
-    let found = keys.iter().zip(voted).filter_map(|(k, v)| match v {
-        Voted::Record { value: Some(value), .. } => {
+    let found = voted.filter_map(|(k, v)| match v {
+        Some(Voted::Record { value: Some(value), .. }) => {
             bytes += value.len() as u64;
             Some(k.clone())
         }
@@ -159,22 +180,80 @@ struct NoVerdict {
 
 type Ask = (BankId, Result<Vec<Answer>, BankError>);
 
+/// The position to read at, and who may be asked, in the order of this read.
+type Readers = (Version, Vec<(BankId, StoreId)>);
+
+fn readers(shared: &Arc<Shared>, shard: u16, turn: usize) -> Result<Readers, String> {
+    let (through, readers) = shared.readers(shard, turn);
+    match readers.len() {
+        2.. => Ok((through, readers)),
+        n => Err(format!("{n} of 3 banks are up to date, 2 are needed")),
+    }
+}
+
 /// Asks two voters, and the third where needed. The inner error: no verdict for some key.
 async fn attempt(
     shared: &Arc<Shared>,
     shard: u16,
     keys: &[Key],
+    turn: usize,
     limit: Instant,
 ) -> Result<Result<Vec<Voted>, NoVerdict>, String> {
-    let (through, readers) = shared.readers(shard, shared.turn.fetch_add(1, Ordering::Relaxed));
-    if readers.len() < 2 {
-        return Err(format!("{} of 3 banks are up to date, 2 are needed", readers.len()));
+    let who = readers(shared, shard, turn)?;
+    let (mut verdicts, mut why) = first_round(shared, shard, keys, &who, limit).await?;
+    let open: Vec<usize> = (0..keys.len()).filter(|k| verdicts[*k].is_none()).collect();
+    if open.is_empty() {
+        return Ok(Ok(verdicts.into_iter().flatten().collect()));
     }
+    // Round two, for the keys without a verdict: everybody, with values.
+    let (through, readers) = who;
+    add(&shared.metrics.disputes, open.len());
+    let subset: Vec<Key> = open.iter().map(|k| keys[*k].clone()).collect();
+    let ask_bank = |(bank, store): (BankId, StoreId)| {
+        let keys = subset.clone();
+        async move { (bank, ask(shared, shard, bank, store, keys, through, true).await) }
+    };
+    let all: FuturesUnordered<_> = readers.iter().copied().map(ask_bank).collect();
+    let patience = Duration::from_millis(shared.limits.hedge_ms) * 4;
+    let answers = collect_within(all, readers.len(), patience, limit).await;
+    let (tables, heard) = tabulate(subset.len(), answers, &mut why);
+    let floor = shared.core.lock().shards[shard as usize].floor;
+    for (n, k) in open.iter().enumerate() {
+        match conclude(&tables[n]) {
+            Ok(voted) => {
+                if needs_repair(&tables[n], floor, through) {
+                    tracing::warn!(shard, key = %hex(&keys[*k]), "a replica differs; repairing");
+                    shared.order_repair(shard, keys[*k].clone());
+                }
+                verdicts[*k] = Some(voted);
+            }
+            Err(verdict) => {
+                let reason = match verdict {
+                    Verdict::Undecided(w) => w.to_string(),
+                    _ => "no verdict".into(),
+                };
+                let why = format!("key {} of shard {shard}: {reason} {why}", hex(&keys[*k]));
+                return Ok(Err(NoVerdict { why, heard }));
+            }
+        }
+    }
+    Ok(Ok(verdicts.into_iter().flatten().collect()))
+}
+
+/// Round one: values from the first, heads from the second; the third only if one is late. The verdicts
+/// where two banks agree, and why a bank did not answer.
+async fn first_round(
+    shared: &Arc<Shared>,
+    shard: u16,
+    keys: &[Key],
+    (through, readers): &Readers,
+    limit: Instant,
+) -> Result<(Vec<Option<Voted>>, String), String> {
     let store_of = |bank: BankId| readers.iter().find(|(b, _)| *b == bank).map(|(_, s)| *s);
     let usable = Usable::from_fn(|b| store_of(b).is_some());
-    let ask_bank = |bank: BankId, values: bool, keys: Vec<Key>| {
-        let store = store_of(bank).unwrap_or(StoreId::ZERO);
-        async move { (bank, ask(shared, shard, bank, store, keys, through, values).await) }
+    let ask_bank = |bank: BankId, values: bool| {
+        let (store, keys) = (store_of(bank).unwrap_or(StoreId::ZERO), keys.to_vec());
+        async move { (bank, ask(shared, shard, bank, store, keys, *through, values).await) }
     };
     let mut tables: Vec<Answers> = vec![Answers::default(); keys.len()];
     for (b, _) in PerBank([(); 3]).iter() {
@@ -184,7 +263,6 @@ async fn attempt(
             }
         }
     }
-    // Round one: values from the first, heads from the second; the third only if one is late.
     let mut order = readers.iter().map(|(b, _)| *b).collect::<Vec<_>>();
     order.extend(BankId::ALL.into_iter().filter(|b| !usable.contains(*b)));
     let hedge = Duration::from_millis(shared.limits.hedge_ms);
@@ -203,7 +281,7 @@ async fn attempt(
                         shared.overtaken(shard, *late);
                     }
                 }
-                flying.push(ask_bank(bank, asked.len() != 1, keys.to_vec()));
+                flying.push(ask_bank(bank, asked.len() != 1));
                 asked.push(bank);
                 continue;
             }
@@ -231,40 +309,7 @@ async fn attempt(
             Err(_) => {}
         }
     }
-    drop(flying);
-    let mut verdicts: Vec<Option<Voted>> = tables.iter().map(|t| conclude(t).ok()).collect();
-    let open: Vec<usize> = (0..keys.len()).filter(|k| verdicts[*k].is_none()).collect();
-    if open.is_empty() {
-        return Ok(Ok(verdicts.into_iter().flatten().collect()));
-    }
-    // Round two, for the keys without a verdict: everybody, with values.
-    add(&shared.metrics.disputes, open.len());
-    let subset: Vec<Key> = open.iter().map(|k| keys[*k].clone()).collect();
-    let all: FuturesUnordered<_> =
-        readers.iter().map(|(b, _)| ask_bank(*b, true, subset.clone())).collect();
-    let answers = collect_within(all, readers.len(), hedge * 4, limit).await;
-    let (tables, heard) = tabulate(subset.len(), answers, &mut why);
-    let floor = shared.core.lock().shards[shard as usize].floor;
-    for (n, k) in open.iter().enumerate() {
-        match conclude(&tables[n]) {
-            Ok(voted) => {
-                if needs_repair(&tables[n], floor, through) {
-                    tracing::warn!(shard, key = %hex(&keys[*k]), "a replica differs; repairing");
-                    shared.order_repair(shard, keys[*k].clone());
-                }
-                verdicts[*k] = Some(voted);
-            }
-            Err(verdict) => {
-                let reason = match verdict {
-                    Verdict::Undecided(w) => w.to_string(),
-                    _ => "no verdict".into(),
-                };
-                let why = format!("key {} of shard {shard}: {reason} {why}", hex(&keys[*k]));
-                return Ok(Err(NoVerdict { why, heard }));
-            }
-        }
-    }
-    Ok(Ok(verdicts.into_iter().flatten().collect()))
+    Ok((tables.iter().map(|t| conclude(t).ok()).collect(), why))
 }
 
 fn lay(tables: &mut [Answers], bank: BankId, answers: Vec<Answer>) {
@@ -467,7 +512,7 @@ async fn scan_once(
     limit: usize,
     stop: Instant,
 ) -> Result<Scanned, ScanError> {
-    let (through, readers) = shared.readers(shard, shared.turn.fetch_add(1, Ordering::Relaxed));
+    let (through, readers) = shared.readers(shard, shared.next_turn());
     if readers.len() < 2 {
         return Err(ScanError::Again("two up-to-date banks are needed to list".into()));
     }

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use storenode::wire::{
     BankId, Envelope, NodeError, PerBank, Position, Reply, Request, StoreId, Version, VolumeId,
@@ -80,6 +80,11 @@ impl Shared {
     /// Number of shards.
     pub(crate) fn shards(&self) -> u16 {
         self.banks[BankId::A].len() as u16
+    }
+
+    /// Whose turn it is to be asked first ([`Shared::turn`]).
+    pub(crate) fn next_turn(&self) -> usize {
+        self.turn.fetch_add(1, Ordering::Relaxed)
     }
 
     /// Sends one message to the node of `shard` in `bank`, meant for `store`, in this mount's epoch.

@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use storenode::wire::{BankId, Key};
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 /// A read of more keys goes alone.
 const SMALL_MAX: usize = 4;
@@ -35,11 +36,14 @@ struct Queue {
     waiting: VecDeque<Waiting>,
 }
 
+/// The verdicts; or whose turn it was, where not all keys got one from two banks at once. They are asked
+/// for alone then, so that a key that nobody can decide, or only late, holds up nobody else's; and the same
+/// banks first, so that the copy that differs is seen and mended.
+type Answer = Result<Vec<Voted>, usize>;
+
 struct Waiting {
     keys: Vec<Key>,
-    /// Dropped without an answer where they did not all get a verdict at once: each asks for itself then,
-    /// so that a key that nobody can decide, or only late, holds up nobody else's.
-    answer: oneshot::Sender<Vec<Voted>>,
+    answer: oneshot::Sender<Answer>,
 }
 
 impl Queue {
@@ -70,24 +74,33 @@ impl Turn {
 impl Drop for Turn {
     fn drop(&mut self) {
         let mut queue = self.queue().lock();
-        // Without a runtime everything ends; who waits is told by the dropped sender.
-        let runtime = tokio::runtime::Handle::try_current().ok();
-        let next = queue.take();
-        let Some(runtime) = runtime.filter(|_| !next.is_empty()) else {
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            // Everything ends; who waits is told by the dropped sender.
+            queue.waiting.clear();
             queue.under_way -= 1;
             return;
         };
+        let next = queue.take();
+        if next.is_empty() {
+            queue.under_way -= 1;
+            return;
+        }
         drop(queue);
         let turn = Turn { shared: self.shared.clone(), shard: self.shard };
         runtime.spawn(async move {
             let keys: Vec<Key> = next.iter().flat_map(|w| w.keys.iter().cloned()).collect();
-            let voted = read::vote_once(&turn.shared, turn.shard, &keys).await;
+            let limit = Instant::now() + turn.shared.limits.read_deadline();
+            let first = turn.shared.next_turn();
+            let voted = read::vote_once(&turn.shared, turn.shard, &keys, first, limit).await;
             // The next ones go while these are handed out.
             drop(turn);
-            let Some(mut voted) = voted else { return };
-            for w in next.into_iter().rev() {
-                let own = voted.split_off(voted.len() - w.keys.len());
-                let _ = w.answer.send(own);
+            let mut voted = voted.into_iter();
+            for w in next {
+                // One that got no answer gives up its place in the row all the same.
+                let own: Vec<_> = voted.by_ref().take(w.keys.len()).collect();
+                let own =
+                    own.into_iter().collect::<Option<Vec<_>>>().filter(|o| o.len() == w.keys.len());
+                let _ = w.answer.send(own.ok_or(first));
             }
         });
     }
@@ -96,13 +109,15 @@ impl Drop for Turn {
 /// What a small read has to do.
 enum Place {
     Go(Turn),
-    Wait(oneshot::Receiver<Vec<Voted>>),
+    Wait(oneshot::Receiver<Answer>),
 }
 
-/// Votes on keys of one shard, with others who ask at the same time; `None` = ask alone.
-pub(crate) async fn vote(shared: &Arc<Shared>, shard: u16, keys: &[Key]) -> Option<Vec<Voted>> {
+/// Votes on keys of one shard until `limit`, with others who ask at the same time. An error: ask alone, in
+/// this turn.
+pub(crate) async fn vote(shared: &Arc<Shared>, shard: u16, keys: &[Key], limit: Instant) -> Answer {
+    let first = shared.next_turn();
     if keys.len() > SMALL_MAX {
-        return None;
+        return Err(first);
     }
     let place = {
         let mut queue = shared.together[usize::from(shard)].0.lock();
@@ -117,10 +132,13 @@ pub(crate) async fn vote(shared: &Arc<Shared>, shard: u16, keys: &[Key]) -> Opti
     };
     match place {
         Place::Go(turn) => {
-            let voted = read::vote_once(shared, shard, keys).await;
+            let voted = read::vote_once(shared, shard, keys, first, limit).await;
             drop(turn);
-            voted
+            voted.into_iter().collect::<Option<Vec<_>>>().ok_or(first)
         }
-        Place::Wait(receiver) => receiver.await.ok(),
+        Place::Wait(receiver) => match tokio::time::timeout_at(limit, receiver).await {
+            Ok(Ok(answer)) => answer,
+            _ => Err(first),
+        },
     }
 }

@@ -7,7 +7,6 @@ use crate::dircache::LoadedName;
 use crate::key::{self, Parsed};
 use crate::limits::{DIR_PAGE, LOOK_AHEAD_MS};
 use crate::name::HASH_MIN;
-use crate::state::Changed;
 use crate::txn::{Held, Miss, Txn};
 use std::time::Duration;
 
@@ -63,8 +62,9 @@ impl FileSystem {
             let fs = &flight.fs;
             let done = in_time(fs.load_tree(dir, n, until, began)).await;
             let mut st = fs.state.lock();
-            if !done {
-                st.walk.failed();
+            match done {
+                true => st.walk.succeeded(),
+                false => st.walk.failed(),
             }
             st.trim();
         });
@@ -103,7 +103,7 @@ impl FileSystem {
             _ => None,
         });
         let mut st = self.state.lock();
-        let changed = st.log.since(began);
+        let changed = st.log.since(began).directories();
         let mut names = names.into_iter().peekable();
         while let Some((dir, first)) = names.next() {
             let mut of_dir = vec![first];
@@ -114,10 +114,8 @@ impl FileSystem {
                 return of_dir.into_iter().map(|name| (dir, name)).collect();
             }
             // What was there before the load, or changed during it, knows better.
-            if st.dirs.get(dir).is_none()
-                && !changed.has_names_of(dir)
-                && !changed.has(Changed::Inode(dir))
-            {
+            let same = changed.as_ref().is_some_and(|c| !c.contains(&dir));
+            if same && st.dirs.get(dir).is_none() {
                 st.dirs.fill_ahead(dir, (HASH_MIN, u64::MAX), of_dir);
             }
         }

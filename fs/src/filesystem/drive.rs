@@ -350,7 +350,7 @@ fn walk(st: &mut State, geo: &Geometry, dir: Ino, patient: bool) -> (Pace, Ino) 
     let beside = |ino| keys.shard_of_ino(ino) == keys.shard_of_ino(dir);
     let parent = st.inodes.peek(&dir).and_then(|i| i.as_ref()).map(|i| i.parent);
     let until = parent.and_then(|parent| st.dirs.walk(parent, dir, beside));
-    (st.walk.begin(until.is_some(), patient), until.unwrap_or(dir))
+    (st.walk.begin(dir, until, patient, beside), until.unwrap_or(dir))
 }
 
 /// Names of a page, each with its directory, in the order of the page.
