@@ -50,8 +50,10 @@ pub struct Limits {
     pub refresh_interval_s: u64,
     /// Values re-read from disk per bank within each refresh, bytes at most.
     pub scrub_bytes_per_refresh: u64,
-    /// Pace of all catch-up and refill together, bytes per second.
+    /// Pace of all catch-up and refill together, bytes per second, when nobody else works.
     pub refill_bytes_per_s: u64,
+    /// The same while people work (from 100 requests a second on), if it is less.
+    pub refill_busy_bytes_per_s: u64,
     /// Bytes of values that are copied at a time.
     pub copy_page_bytes: u32,
     /// What was read from two banks is re-read from all three behind the reader's back, at most so
@@ -85,6 +87,7 @@ impl Default for Limits {
             refresh_interval_s: 60,
             scrub_bytes_per_refresh: 256 << 20,
             refill_bytes_per_s: 400 << 20,
+            refill_busy_bytes_per_s: 100 << 20,
             copy_page_bytes: 4 << 20,
             check_behind_bytes_per_s: 16 << 20,
             repair_queue: 4_096,

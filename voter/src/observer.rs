@@ -26,7 +26,7 @@ use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::time::Duration;
 use storenode::wire::{OpeningMark, PerBank, Position, Status, StoreId};
 use tokio::sync::{Notify, mpsc};
@@ -157,7 +157,11 @@ fn shared(nodes: Nodes, limits: Limits, choice: &Choice) -> Shared {
         metrics: Metrics::default(),
         started: Instant::now(),
         board: crate::progress::Board::default(),
-        copy_pace: Mutex::new(crate::pace::Pace::new(0, 1, Duration::ZERO)),
+        copy_pace: Mutex::new((
+            crate::pace::Pace::new(0, 1, Duration::ZERO),
+            crate::pace::Busy::default(),
+        )),
+        asked: AtomicU64::new(0),
         turn: AtomicUsize::new(0),
         observing: true,
     }

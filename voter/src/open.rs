@@ -7,7 +7,7 @@ use crate::limits::Limits;
 use crate::link::{position_of, status_of, unexpected};
 use crate::metrics::Metrics;
 use crate::opening::{Choice, Fenced, Plan, Refusal, ShardPlan, ShardTails, choose, decide, owned};
-use crate::pace::Pace;
+use crate::pace::{Busy, Pace};
 use crate::progress::Board;
 use crate::replicated::{Nodes, OpenOptions};
 use crate::shared::{CheckOrder, RepairOrder, Shared};
@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use std::collections::BTreeMap;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::time::Duration;
 use storenode::part::{self, PartHead};
 use storenode::wire::{
@@ -700,7 +700,8 @@ impl Opener {
             metrics: Metrics::default(),
             started: Instant::now(),
             board: Board::default(),
-            copy_pace: Mutex::new(Pace::new(rate, rate / 4, Duration::ZERO)),
+            copy_pace: Mutex::new((Pace::new(rate, rate / 16, Duration::ZERO), Busy::default())),
+            asked: AtomicU64::new(0),
             // Each mount begins with another bank: mounts that leave after a few reads would otherwise all
             // take (and look behind) the same copies, and damage on the others would stay.
             turn: AtomicUsize::new(usize::try_from(self.epoch).unwrap_or_default()),

@@ -1,5 +1,5 @@
-//! How much background work may take: a token bucket. Time is an argument, a [`Duration`] since any
-//! fixed moment.
+//! How much background work may take: a token bucket, and a look at whether anybody else works. Time is
+//! an argument, a [`Duration`] since any fixed moment.
 
 use std::time::Duration;
 
@@ -61,6 +61,32 @@ impl Pace {
     }
 }
 
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(100);
+/// So many requests a second are somebody at work; a few are left alone.
+const BUSY_PER_S: f64 = 100.0;
+
+/// Whether people work meanwhile, by a count of what they have asked for.
+#[derive(Clone, Debug, Default)]
+pub struct Busy {
+    at: Duration,
+    seen: u64,
+    busy: bool,
+}
+
+impl Busy {
+    /// `asked`: requests since any fixed moment. What it says is at most a few looks old while it is asked
+    /// all the time, and the mean since it was asked last otherwise.
+    pub fn look(&mut self, asked: u64, now: Duration) -> bool {
+        let passed = now.saturating_sub(self.at);
+        if passed >= LOOK {
+            let rate = asked.saturating_sub(self.seen) as f64 / passed.as_secs_f64();
+            (self.at, self.seen, self.busy) = (now, asked, rate >= BUSY_PER_S);
+        }
+        self.busy
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -79,6 +105,21 @@ mod tests {
             let most = 60_000 + 100 + piece;
             assert!((59_000..=most).contains(&done), "{done} in pieces of {piece}");
         }
+    }
+
+    #[test]
+    fn who_works_is_noticed_within_a_tenth_of_a_second_and_so_is_his_rest() {
+        let (mut busy, mut asked) = (Busy::default(), 0);
+        let mut said = Vec::new();
+        for ms in (10..=1000).step_by(10) {
+            // 500 a second between 0.3 and 0.6 s, 10 a second otherwise.
+            asked += if (300..600).contains(&ms) { 5 } else { u64::from(ms % 100 == 0) };
+            said.push((ms, busy.look(asked, Duration::from_millis(ms))));
+        }
+        let first = said.iter().find(|(_, b)| *b).map(|(ms, _)| *ms);
+        let last = said.iter().rfind(|(_, b)| *b).map(|(ms, _)| *ms);
+        assert!((310..=400).contains(&first.unwrap()), "{first:?}");
+        assert!((600..=790).contains(&last.unwrap()), "{last:?}");
     }
 
     #[test]

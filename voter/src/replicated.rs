@@ -402,6 +402,7 @@ impl Volume for Replicated {
     }
 
     fn submit(&self, ops: Vec<Op>) -> Result<Version> {
+        self.shared.somebody_asks();
         let footprint = Core::footprint(&ops)?;
         let mut core = self.shared.core.lock();
         let mut ring = false;
@@ -463,14 +464,17 @@ impl Volume for Replicated {
     }
 
     fn get(&self, keys: Vec<(u16, Key)>) -> BoxFuture<'_, Result<Vec<Option<Stored>>>> {
+        self.shared.somebody_asks();
         read::get(&self.shared, keys).boxed()
     }
 
     fn scan(&self, shard: u16, start: Key, end: Key, limit: usize) -> BoxFuture<'_, Result<Page>> {
+        self.shared.somebody_asks();
         read::scan(&self.shared, shard, start, end, limit).boxed()
     }
 
     fn sync(&self) -> BoxFuture<'_, Result<SyncReceipt>> {
+        self.shared.somebody_asks();
         async move {
             let limit = Instant::now() + self.shared.limits.sync_deadline();
             let mut watch = self.shared.watermark.subscribe();

@@ -5,7 +5,7 @@ use crate::bank::{Bank, BankError};
 use crate::health::{Event, Health};
 use crate::limits::Limits;
 use crate::metrics::Metrics;
-use crate::pace::Pace;
+use crate::pace::{Busy, Pace};
 use crate::progress::Board;
 use crate::together::Together;
 use crate::watched::{Watched, Watcher};
@@ -14,7 +14,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 use storenode::wire::{
     BankId, Envelope, NodeError, PerBank, Position, Reply, Request, StoreId, Version, VolumeId,
@@ -67,7 +67,9 @@ pub(crate) struct Shared {
     /// Refreshes and scrubs under way.
     pub(crate) board: Board,
     /// Of all copies together.
-    pub(crate) copy_pace: Mutex<Pace>,
+    pub(crate) copy_pace: Mutex<(Pace, Busy)>,
+    /// Requests of the filesystem so far: who copies looks at it.
+    pub(crate) asked: AtomicU64,
     /// Where the first ballot of the next read goes, so that the banks share the reading.
     pub(crate) turn: AtomicUsize,
     /// By shard.
@@ -80,6 +82,11 @@ impl Shared {
     /// Number of shards.
     pub(crate) fn shards(&self) -> u16 {
         self.banks[BankId::A].len() as u16
+    }
+
+    /// A request of the filesystem.
+    pub(crate) fn somebody_asks(&self) {
+        self.asked.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Whose turn it is to be asked first ([`Shared::turn`]).
@@ -284,7 +291,15 @@ impl Shared {
     pub(crate) async fn pace_copy(&self, bytes: u64) {
         loop {
             let now = self.now();
-            let taken = self.copy_pace.lock().take(bytes, now);
+            let taken = {
+                let (pace, busy) = &mut *self.copy_pace.lock();
+                let rate = match busy.look(self.asked.load(Ordering::Relaxed), now) {
+                    true => self.limits.refill_bytes_per_s.min(self.limits.refill_busy_bytes_per_s),
+                    false => self.limits.refill_bytes_per_s,
+                };
+                pace.set_rate(rate, now);
+                pace.take(bytes, now)
+            };
             match taken {
                 Ok(()) => return,
                 Err(wait) => tokio::time::sleep(wait).await,
