@@ -49,9 +49,9 @@ pub const ATTEMPTS_MAX: u32 = 64;
 pub const DIR_PAGE: usize = 1024;
 /// Directories up to this many entries are loaded whole sooner or later.
 pub const DIR_WHOLE_MAX: u64 = 1024;
-/// For so many entries of such a directory one name is asked for alone first: reading them costs about as
-/// much as one name with its inode.
-pub const DIR_WHOLE_PER_MISS: u64 = 512;
+/// For each so many entries of such a directory one name is asked for alone: who looks up one name here and
+/// one there pays little, who looks up many soon has all.
+pub const DIR_WHOLE_PER_MISS: u64 = 128;
 /// Inodes that a lookup reads besides the one that it needs, at most.
 pub const INODES_BESIDE_MAX: u64 = 256;
 /// Names that a walk through a tree reads ahead, at first and at most.
