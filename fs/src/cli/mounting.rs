@@ -33,8 +33,8 @@ pub(super) struct MountArgs {
     /// Compare and mend all banks every so many seconds; default: limits.refresh_interval_s
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     refresh_interval: Option<u64>,
-    /// Copy at most so many MiB per second to replicas that catch up or are refilled; default:
-    /// limits.refill_bytes_per_s
+    /// Copy at most so many MiB per second to replicas that catch up or are refilled, whether people
+    /// work or not; default: limits.refill_bytes_per_s, refill_busy_bytes_per_s while people work
     #[arg(long, value_name = "MIB/S", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     refill_rate: Option<u64>,
     /// Refill stores that come back empty or rolled back without asking; default:
@@ -83,6 +83,7 @@ fn mount_or_spawn(mut config: Config, args: &MountArgs, reporter: &mut Reporter)
     }
     if let Some(rate) = args.refill_rate {
         config.voter.refill_bytes_per_s = rate << 20;
+        config.voter.refill_busy_bytes_per_s = rate << 20;
     }
     if let Some(on) = args.auto_replace {
         config.mount.auto_replace = AutoReplace(on);
