@@ -111,6 +111,13 @@ pub fn is_ours(mountpoint: &Path) -> bool {
     mounts().unwrap_or_default().iter().any(|m| m.mountpoint == mountpoint && m.fs_type == FS_TYPE)
 }
 
+/// Nothing of ours is mounted there, for sure.
+#[must_use]
+pub fn is_gone(mountpoint: &Path) -> bool {
+    let ours = |m: &MountInfo| m.mountpoint == mountpoint && m.fs_type == FS_TYPE;
+    mounts().is_ok_and(|all| !all.iter().any(ours))
+}
+
 /// Unmounts; by the set-uid helper where that takes root and we are not.
 ///
 /// # Errors

@@ -13,11 +13,14 @@ use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 /// Most keys that one `inspect` answers.
 pub const INSPECT_KEYS_MAX: usize = 4_096;
+
+/// Between two looks at whether the mountpoint is free.
+const GONE_LOOK: Duration = Duration::from_millis(50);
 
 /// See the module.
 pub struct Session {
@@ -136,9 +139,14 @@ impl Session {
             sync(&self.fs).await?;
         }
         let mountpoint = self.mountpoint.clone();
-        let done = tokio::task::spawn_blocking(move || mount::unmount(&mountpoint, lazy))
-            .await
-            .unwrap_or_else(|e| Err(std::io::Error::other(e)));
+        let work = tokio::task::spawn_blocking(move || mount::unmount(&mountpoint, lazy));
+        let done = tokio::select! {
+            biased;
+            done = work => done.unwrap_or_else(|e| Err(std::io::Error::other(e))),
+            // With millions of inodes to forget the kernel goes on for many seconds after the mountpoint
+            // is free and the session has ended; who asked would be left without an answer.
+            () = self.gone() => Ok(()),
+        };
         match done {
             Ok(()) => {
                 let _ = self.unmount_asked.try_send(());
@@ -155,6 +163,13 @@ impl Session {
                 format!("cannot unmount {shown}: {e}"),
                 format!("`tercet umount --lazy {shown}`"),
             )),
+        }
+    }
+
+    /// Waits until nothing of this mount is at its mountpoint.
+    async fn gone(&self) {
+        while !mount::is_gone(&self.mountpoint) {
+            tokio::time::sleep(GONE_LOOK).await;
         }
     }
 }
