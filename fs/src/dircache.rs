@@ -136,7 +136,7 @@ pub(crate) struct DirCaches {
 impl DirCaches {
     /// For so many names, and beside a cache of so many inodes.
     pub(crate) fn new(bound: usize, inodes: usize) -> Self {
-        let beside_max = INODES_BESIDE_MAX.min(inodes as u64 / 4);
+        let beside_max = INODES_BESIDE_MAX.min(inodes as u64 / 64);
         Self { dirs: NumberMap::default(), total: 0, bound, beside_max, clock: 0 }
     }
 

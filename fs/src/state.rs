@@ -280,7 +280,7 @@ impl State {
             atime: options.atime,
             inodes: Clock::new(limits.inodes),
             dirs: DirCaches::new(limits.dirents, limits.inodes),
-            walk: Walk::new(limits.dirents.min(limits.inodes) / 4),
+            walk: Walk::new(limits.dirents.min(limits.inodes) / 64),
             blocks: Clock::new(limits.block_bytes),
             xattrs: Clock::new(limits.xattr_bytes),
             trims: NumberMap::default(),
