@@ -90,7 +90,7 @@ pub(crate) async fn vote(
 }
 
 /// One attempt, for as long as a call takes at most: the keys' verdicts, `None` where two banks did not agree
-/// at once; never empty unless `keys` is.
+/// at once; as many as `keys`.
 pub(crate) async fn vote_once(
     shared: &Arc<Shared>,
     shard: u16,

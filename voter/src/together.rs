@@ -47,8 +47,9 @@ struct Waiting {
 }
 
 impl Queue {
-    /// Reads to go together next.
+    /// Reads to go together next; not those that nobody waits for any more.
     fn take(&mut self) -> Vec<Waiting> {
+        self.waiting.retain(|w| !w.answer.is_closed());
         let mut keys = 0;
         let n = self.waiting.iter().take_while(|w| {
             keys += w.keys.len();
@@ -96,10 +97,9 @@ impl Drop for Turn {
             drop(turn);
             let mut voted = voted.into_iter();
             for w in next {
-                // One that got no answer gives up its place in the row all the same.
+                // Taken before it is looked at: one without a verdict must not shift the others.
                 let own: Vec<_> = voted.by_ref().take(w.keys.len()).collect();
-                let own =
-                    own.into_iter().collect::<Option<Vec<_>>>().filter(|o| o.len() == w.keys.len());
+                let own: Option<Vec<_>> = own.into_iter().collect();
                 let _ = w.answer.send(own.ok_or(first));
             }
         });
