@@ -108,14 +108,18 @@ fn unescape(text: &str) -> PathBuf {
 /// Is one of ours mounted exactly there?
 #[must_use]
 pub fn is_ours(mountpoint: &Path) -> bool {
-    mounts().unwrap_or_default().iter().any(|m| m.mountpoint == mountpoint && m.fs_type == FS_TYPE)
+    is_mounted(mountpoint).unwrap_or(false)
 }
 
 /// Nothing of ours is mounted there, for sure.
 #[must_use]
 pub fn is_gone(mountpoint: &Path) -> bool {
+    matches!(is_mounted(mountpoint), Ok(false))
+}
+
+fn is_mounted(mountpoint: &Path) -> io::Result<bool> {
     let ours = |m: &MountInfo| m.mountpoint == mountpoint && m.fs_type == FS_TYPE;
-    mounts().is_ok_and(|all| !all.iter().any(ours))
+    Ok(mounts()?.iter().any(ours))
 }
 
 /// Unmounts; by the set-uid helper where that takes root and we are not.
