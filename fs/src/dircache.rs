@@ -222,13 +222,6 @@ impl DirCaches {
         Some(behind.filter(|i| self.dirs.contains_key(i)).min().unwrap_or(Ino::MAX))
     }
 
-    /// Takes names of a directory that were read ahead; nothing may have changed in it since the load
-    /// began.
-    pub(crate) fn fill_ahead(&mut self, dir: Ino, known: (u64, u64), names: Vec<LoadedName>) {
-        let id = self.ensure(dir);
-        self.fill(dir, id, known, names);
-    }
-
     /// A local change, or a name that was loaded.
     pub(crate) fn set(&mut self, dir: Ino, hash: u64, name: &[u8], dirent: Option<Dirent>) {
         self.total += usize::from(self.get_or_make(dir).set(hash, name, dirent));
@@ -365,7 +358,7 @@ mod tests {
         assert_eq!(c.walk(1, 10, |_| true), None, "its parent was not listed");
         c.listing(1);
         assert_eq!((c.walk(1, 10, |_| true), c.walk(2, 10, |_| true)), (Some(Ino::MAX), None));
-        c.fill_ahead(30, (16, u64::MAX), vec![(17, b"x".into(), E)]);
+        c.ensure(30);
         assert_eq!((c.walk(1, 10, |_| true), c.walk(1, 30, |_| true)), (Some(30), Some(Ino::MAX)));
         c.ensure(20);
         assert_eq!(c.walk(1, 10, |_| true), Some(20));

@@ -116,7 +116,8 @@ impl FileSystem {
             // What was there before the load, or changed during it, knows better.
             let same = changed.as_ref().is_some_and(|c| !c.contains(&dir));
             if same && st.dirs.get(dir).is_none() {
-                st.dirs.fill_ahead(dir, (HASH_MIN, u64::MAX), of_dir);
+                let id = st.dirs.ensure(dir);
+                st.dirs.fill(dir, id, (HASH_MIN, u64::MAX), of_dir);
             }
         }
         Vec::new()
