@@ -16,9 +16,8 @@ fn damage_on_one_bank_is_healed_by_access_even_with_another_bank_dead() {
         await_redundancy(&c.v, 3).await;
         for n in [3usize, 4, 5] {
             let k = key(n);
-            let node = &world.nodes[BankId::A][shard_of(&k) as usize];
-            let fault = Fault::Put { key: k, value: b"CORRUPTED".to_vec(), version: None };
-            node.service().expect("runs").inject(fault).expect("inject");
+            let fault = Fault::Put { key: k.clone(), value: b"CORRUPTED".to_vec(), version: None };
+            world.inject(BankId::A, &k, fault);
         }
         world.kill(BankId::C);
         c.check().await;
@@ -45,12 +44,10 @@ fn refresh_alone_finds_lost_foreign_and_corrupt_records() {
         c.v.close().await.expect("close");
         c.v = world.open().await;
         await_redundancy(&c.v, 3).await;
-        let node =
-            |n: usize| world.nodes[BankId::C][shard_of(&key(n)) as usize].service().expect("runs");
-        node(10).inject(Fault::Drop { key: key(10) }).expect("drop");
-        node(11).inject(Fault::Corrupt { key: key(11) }).expect("corrupt");
         let foreign = Fault::Put { key: key(555), value: b"FOREIGN".to_vec(), version: None };
-        node(555).inject(foreign).expect("put");
+        world.inject(BankId::C, &key(10), Fault::Drop { key: key(10) });
+        world.inject(BankId::C, &key(11), Fault::Corrupt { key: key(11) });
+        world.inject(BankId::C, &key(555), foreign);
         let report = c.v.refresh(|_, _| {}).await;
         assert!(report.mended >= 3 && report.damaged == 1, "{report:?}");
         world.await_equal().await;
@@ -69,9 +66,9 @@ fn a_record_of_an_impossible_version_is_outvoted_and_removed() {
         await_redundancy(&c.v, 3).await;
         for (n, version) in [(700, Version::new(1, 9_999)), (701, Version::new(7, 1))] {
             let shard = shard_of(&key(n));
-            let node = world.nodes[BankId::A][shard as usize].service().expect("runs");
             let value = b"forged".to_vec();
-            node.inject(Fault::Put { key: key(n), value, version: Some(version) }).expect("put");
+            let fault = Fault::Put { key: key(n), value, version: Some(version) };
+            world.inject(BankId::A, &key(n), fault);
             assert_eq!(c.v.get(vec![(shard, key(n))]).await.expect("two banks"), [None]);
         }
         c.check().await;
@@ -130,10 +127,8 @@ fn a_hung_bank_stalls_nobody() {
 /// Damages a record on all banks, on each in another way.
 fn lose(world: &World, k: &Key) {
     for b in BankId::ALL {
-        let node = &world.nodes[b][shard_of(k) as usize];
         let value = format!("damaged on {b}").into_bytes();
-        let fault = Fault::Put { key: k.clone(), value, version: None };
-        node.service().expect("runs").inject(fault).expect("inject");
+        world.inject(b, k, Fault::Put { key: k.clone(), value, version: None });
     }
 }
 
@@ -217,6 +212,38 @@ fn many_readers_go_on_when_a_bank_hangs_and_when_readers_are_given_up() {
             }
         }
         world.wires[BankId::B].iter().for_each(|w| w.hang(false));
+        await_redundancy(&c.v, 3).await;
+        c.check().await;
+    });
+}
+
+/// However a read is asked, alone, in a message with others or waiting for its turn: all of it has one deadline.
+#[test]
+fn readers_of_two_hung_banks_all_get_an_error_by_the_deadline() {
+    runtime_test(async {
+        let mut world = World::made().await;
+        world.limits.call_deadline_ms = 1_500;
+        let c = Arc::new(filled(&world).await);
+        await_redundancy(&c.v, 3).await;
+        for bank in [BankId::A, BankId::B] {
+            world.wires[bank].iter().for_each(|w| w.hang(true));
+        }
+        let deadline = Duration::from_millis(world.limits.read_deadline_ms);
+        let reader = |r: usize, c: Arc<Checked>| async move {
+            let began = Instant::now();
+            let got = get(&c, &key(2 * r)).await;
+            assert!(matches!(got, Err(VolumeError::Unavailable(_))), "{got:?}");
+            // One call more than the deadline, as it was when each attempt began a new one, is too much.
+            let took = began.elapsed();
+            assert!(took < deadline + Duration::from_millis(1_200), "{took:?}");
+        };
+        let readers: Vec<_> = (0..12).map(|r| tokio::spawn(reader(r, c.clone()))).collect();
+        for r in readers {
+            r.await.expect("reader");
+        }
+        for bank in [BankId::A, BankId::B] {
+            world.wires[bank].iter().for_each(|w| w.hang(false));
+        }
         await_redundancy(&c.v, 3).await;
         c.check().await;
     });

@@ -5,7 +5,9 @@ use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use storenode::wire::{BankId, Envelope, Key, PerBank, Reply, Request, Version, WIRE_FORMAT};
+use storenode::wire::{
+    BankId, Envelope, Fault, Key, PerBank, Reply, Request, Version, WIRE_FORMAT,
+};
 use voter::bank::Bank;
 use voter::bank::faulty::FaultyBank;
 use voter::bank::memory::MemoryBank;
@@ -114,6 +116,12 @@ impl World {
 
     pub(crate) fn all(&self, f: impl Fn(BankId)) {
         BankId::ALL.into_iter().for_each(f);
+    }
+
+    /// Breaks something of a key on one node.
+    pub(crate) fn inject(&self, bank: BankId, key: &Key, fault: Fault) {
+        let node = &self.nodes[bank][usize::from(shard_of(key))];
+        node.service().expect("runs").inject(fault).expect("inject");
     }
 
     /// Asks one node as an observer does, at what it knows to be committed.
