@@ -70,11 +70,7 @@ fn an_opener_waits_a_little_for_the_third_voter_before_it_copies_from_one() {
         c.v.close().await.expect("close");
         world.start(BankId::B);
         let lost = key(307);
-        world.nodes[BankId::C][shard_of(&lost) as usize]
-            .service()
-            .expect("running")
-            .inject(Fault::Drop { key: lost })
-            .expect("drop");
+        world.inject(BankId::C, &lost, Fault::Drop { key: lost.clone() });
         world.wires[BankId::A].iter().for_each(|w| w.hang(true));
         let wires = world.wires[BankId::A].clone();
         tokio::spawn(async move {
@@ -252,8 +248,7 @@ fn what_the_source_of_a_catch_up_has_lost_comes_from_the_other_voter() {
                 c.v = world.open().await;
                 let lost = [key(5), key(6)];
                 for k in &lost {
-                    let node = world.nodes[loser][shard_of(k) as usize].service().expect("runs");
-                    node.inject(Fault::Drop { key: k.clone() }).expect("drop");
+                    world.inject(loser, k, Fault::Drop { key: k.clone() });
                 }
                 world.start(bank);
                 await_redundancy(&c.v, 3).await;
@@ -324,9 +319,8 @@ fn mounts_that_read_the_same_and_leave_at_once_do_not_all_look_at_the_same_copie
         let shard = shard_of(&k);
         c.v.close().await.expect("close");
         for bank in BankId::ALL {
-            let node = &world.nodes[bank][shard as usize];
             let fault = Fault::Put { key: k.clone(), value: b"CORRUPTED".to_vec(), version: None };
-            node.service().expect("runs").inject(fault).expect("inject");
+            world.inject(bank, &k, fault);
             let healed = || Some(&world.sent(bank, &k)[..]) == model.get(&k).map(|v| &v[..]);
             assert!(!healed(), "the oracle sees the damage");
             let mut mounts = 0;
