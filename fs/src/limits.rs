@@ -44,7 +44,10 @@ pub const RECLAIM_PAUSE_MS: u64 = 5;
 pub const INO_CHUNK: u64 = 16 << 10;
 
 /// Attempts of one operation, each after loading what the last one missed.
-pub const ATTEMPTS_MAX: u32 = 256;
+pub const ATTEMPTS_MAX: u32 = 64;
+/// After so many, nothing is evicted until it has completed: what it loaded was pushed out by others each
+/// time. Then nobody has to try for long, so that eviction goes on soon.
+pub const ATTEMPTS_ALONE: u32 = 8;
 /// Entries of one page of a directory scan.
 pub const DIR_PAGE: usize = 1024;
 /// Directories up to this many entries are loaded whole sooner or later.

@@ -116,8 +116,8 @@ struct Ahead {
 pub(crate) enum Pace {
     /// Loads this directory only.
     Alone,
-    /// Has so many names loaded ahead.
-    Ahead(usize),
+    /// Has so many names loaded ahead, of the directories behind it up to this one.
+    Ahead(usize, Ino),
     /// What is being loaded may be it.
     Wait(OwnedNotified),
 }
@@ -157,7 +157,7 @@ impl Walk {
             return Pace::Alone;
         }
         self.under_way = Some(Ahead { from: dir, until, bell: Arc::default() });
-        Pace::Ahead(self.window)
+        Pace::Ahead(self.window, until)
     }
 
     /// The load is over.
@@ -271,6 +271,8 @@ pub(crate) struct State {
     /// For [`Trim::stamp`].
     pub(crate) next_stamp: u64,
     pub(crate) statfs: Option<(Instant, StatFs)>,
+    /// Operations that have tried so often that nothing may be evicted ([`crate::limits::ATTEMPTS_ALONE`]).
+    pub(crate) struggling: u32,
 }
 
 impl State {
@@ -297,11 +299,15 @@ impl State {
             queued: NumberSet::default(),
             next_stamp: 1,
             statfs: None,
+            struggling: 0,
         }
     }
 
-    /// Brings the caches back to their bounds.
+    /// Brings the caches back to their bounds, unless an operation needs what it has loaded.
     pub(crate) fn trim(&mut self) {
+        if self.struggling > 0 {
+            return;
+        }
         self.inodes.trim();
         self.dirs.trim();
         self.blocks.trim();
@@ -396,7 +402,7 @@ mod tests {
         let mut w = Walk::new(1000);
         let begin = |w: &mut Walk, dir, until, patient| match w.begin(dir, until, patient, |_| true)
         {
-            Pace::Ahead(n) => n,
+            Pace::Ahead(n, _) => n,
             Pace::Alone => 0,
             Pace::Wait(_) => 1,
         };

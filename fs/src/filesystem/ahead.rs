@@ -52,7 +52,7 @@ impl FileSystem {
     /// Names of so many entries of the directories behind one that is being listed, in the order in
     /// which they were made, and their inodes; up to directory `until`. In a task of its own, for which
     /// [`crate::state::Walk::begin`] was called.
-    pub(super) fn walk_ahead(&self, dir: Ino, (n, until): (usize, Ino)) {
+    pub(super) fn walk_ahead(&self, dir: Ino, n: usize, until: Ino) {
         let Some(fs) = self.me.upgrade().filter(|_| self.options.background) else {
             return self.state.lock().walk.end();
         };

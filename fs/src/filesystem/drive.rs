@@ -4,7 +4,7 @@
 use super::{FileSystem, FsError, Ino, Result};
 use crate::dircache::LoadedName;
 use crate::key::{self, Parsed};
-use crate::limits::{ATTEMPTS_MAX, DIR_PAGE, XATTR_TOTAL_MAX};
+use crate::limits::{ATTEMPTS_ALONE, ATTEMPTS_MAX, DIR_PAGE, XATTR_TOTAL_MAX};
 use crate::name::HASH_MIN;
 use crate::record::{Dirent, Inode, Record};
 use crate::state::{Changed, Geometry, Pace, State, XattrMap};
@@ -44,8 +44,8 @@ pub(super) enum Load {
         from: u64,
         to: u64,
         id: u64,
-        /// Names to load ahead besides (0 = none), of the directories behind it up to this one.
-        ahead: (usize, Ino),
+        /// So many names to load ahead besides, of the directories behind it up to this one.
+        ahead: Option<(usize, Ino)>,
     },
     Plain(Miss),
 }
@@ -88,6 +88,22 @@ impl<F: Deref<Target = FileSystem>> Drop for Flight<F> {
     }
 }
 
+/// As long as it lives nothing is evicted.
+struct Struggling<'a>(&'a FileSystem);
+
+impl<'a> Struggling<'a> {
+    fn new(fs: &'a FileSystem) -> Self {
+        fs.state.lock().struggling += 1;
+        Self(fs)
+    }
+}
+
+impl Drop for Struggling<'_> {
+    fn drop(&mut self) {
+        self.0.state.lock().struggling -= 1;
+    }
+}
+
 impl FileSystem {
     /// Runs `op` until it completes.
     pub(super) async fn run<T>(
@@ -106,8 +122,11 @@ impl FileSystem {
             self.volume.room(bytes).await?;
         }
         let now = (self.options.clock)();
-        let mut patient = true;
-        for _ in 0..ATTEMPTS_MAX {
+        let (mut patient, mut struggling) = (true, None);
+        for attempt in 0..ATTEMPTS_MAX {
+            if attempt == ATTEMPTS_ALONE {
+                struggling = Some(Struggling::new(self));
+            }
             let (load, flight) = {
                 let mut st = self.state.lock();
                 let mut txn = Txn::new(&mut st, &self.geo, now);
@@ -138,10 +157,11 @@ impl FileSystem {
             };
             self.load(load, flight).await?;
         }
+        drop(struggling);
         Err(FsError::because(libc::EIO, format!("no progress in {ATTEMPTS_MAX} attempts")))
     }
 
-    async fn load(&self, load: Load, mut flight: Flight<&FileSystem>) -> Result<()> {
+    async fn load(&self, load: Load, flight: Flight<&FileSystem>) -> Result<()> {
         match load {
             Load::Blocks(BlockLoad { ino, blocks }) => {
                 self.load_blocks(ino, &blocks, flight.landing.began).await
@@ -152,12 +172,10 @@ impl FileSystem {
                 let _ = tokio::time::timeout(self.volume.deadline(), notified).await;
                 Ok(())
             }
-            Load::Names { dir, from, to, id, ahead: (0, _) } => {
-                self.load_names(dir, (from, to), id).await
-            }
             Load::Names { dir, from, to, id, ahead } => {
-                flight.landing.walking = false;
-                self.walk_ahead(dir, ahead);
+                if let Some((n, until)) = ahead {
+                    self.walk_ahead(dir, n, until);
+                }
                 self.load_names(dir, (from, to), id).await
             }
             Load::Plain(Miss::Lookup { dir, ino, beside }) => {
@@ -323,34 +341,29 @@ pub(super) fn take_off(
             }
         }
         Miss::DirPage { dir, from } => {
-            let (pace, until) = match from {
-                HASH_MIN => walk(st, geo, dir, patient),
-                _ => (Pace::Alone, dir),
-            };
+            let pace = if from == HASH_MIN { walk(st, geo, dir, patient) } else { Pace::Alone };
             let ahead = match pace {
                 Pace::Wait(bell) => return (Load::Wait(bell), landing),
-                Pace::Ahead(n) => (n, until),
-                Pace::Alone => (0, until),
+                Pace::Ahead(n, until) => Some((n, until)),
+                Pace::Alone => None,
             };
-            landing.walking = ahead.0 > 0;
             Load::Names { dir, from, to: from, id: st.dirs.ensure(dir), ahead }
         }
         Miss::Dirent { dir, entries, hash, .. } if st.dirs.whole(dir, entries) => {
-            Load::Names { dir, from: HASH_MIN, to: hash, id: st.dirs.ensure(dir), ahead: (0, dir) }
+            Load::Names { dir, from: HASH_MIN, to: hash, id: st.dirs.ensure(dir), ahead: None }
         }
         other => Load::Plain(other),
     };
     (load, landing)
 }
 
-/// A directory has to be loaded to be listed: what to do about those that come after it, and up to
-/// which directory names are to be loaded ahead.
-fn walk(st: &mut State, geo: &Geometry, dir: Ino, patient: bool) -> (Pace, Ino) {
+/// A directory has to be loaded to be listed: what to do about those that come after it.
+fn walk(st: &mut State, geo: &Geometry, dir: Ino, patient: bool) -> Pace {
     let keys = geo.keys;
     let beside = |ino| keys.shard_of_ino(ino) == keys.shard_of_ino(dir);
     let parent = st.inodes.peek(&dir).and_then(|i| i.as_ref()).map(|i| i.parent);
     let until = parent.and_then(|parent| st.dirs.walk(parent, dir, beside));
-    (st.walk.begin(dir, until, patient, beside), until.unwrap_or(dir))
+    st.walk.begin(dir, until, patient, beside)
 }
 
 /// Names of a page, each with its directory, in the order of the page.
