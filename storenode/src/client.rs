@@ -3,6 +3,8 @@
 //! fits the request and that the bulk is as long as the reply says. Parts carry their own CRC and
 //! values a digest; whoever uses them verifies those.
 
+mod connections;
+
 use crate::body::Chunks;
 use crate::frame::{self, FRAME_PREFIX_LEN};
 use crate::token::Token;
@@ -11,8 +13,14 @@ use crate::wire::{
     Request, path_of,
 };
 use bytes::{Bytes, BytesMut};
-use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
+use connections::{Broken, Connections};
+use hyper::body::{Body as _, Incoming};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue};
+use hyper::{StatusCode, Uri};
 use std::collections::BTreeSet;
+use std::future::poll_fn;
+use std::io::ErrorKind;
+use std::pin::Pin;
 use std::time::{Duration, Instant};
 
 /// Largest body of a reply, bytes.
@@ -59,29 +67,14 @@ pub enum ClientError {
 }
 
 /// Speaks to one node. Cheap to clone; clones share the connections.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct NodeClient {
-    http: reqwest::Client,
+    connections: Connections,
     base: String,
-    /// The same, taken apart once and not for every message.
-    url: reqwest::Url,
+    /// The same as a header.
+    host: HeaderValue,
     authorization: HeaderValue,
-    connect_timeout: Duration,
-}
-
-/// The one place that decides how connections to nodes are made; TLS would be added here.
-fn http_client(limits: &ClientLimits) -> Result<reqwest::Client, String> {
-    reqwest::Client::builder()
-        .no_proxy()
-        .redirect(reqwest::redirect::Policy::none())
-        .referer(false)
-        .tcp_nodelay(true)
-        .http1_only()
-        .connect_timeout(limits.connect_timeout)
-        .pool_max_idle_per_host(limits.idle_connections_max)
-        .pool_idle_timeout(limits.idle_timeout)
-        .build()
-        .map_err(|e| format!("cannot make an HTTP client: {}", chain(&e)))
+    limits: ClientLimits,
 }
 
 impl NodeClient {
@@ -93,19 +86,28 @@ impl NodeClient {
     pub fn new(base_url: &str, token: &Token, limits: ClientLimits) -> Result<Self, String> {
         let scheme = if base_url.contains("://") { "" } else { "http://" };
         let base = format!("{scheme}{}", base_url.strip_suffix('/').unwrap_or(base_url));
-        let url: reqwest::Url =
-            base.parse().map_err(|e| format!("{base_url:?} is not an address: {e}"))?;
-        if url.scheme() != "http" {
-            return Err(format!("{base_url:?}: nodes speak plain http, not {}", url.scheme()));
+        let uri: Uri = base.parse().map_err(|e| format!("{base_url:?} is not an address: {e}"))?;
+        if uri.scheme_str() != Some("http") {
+            return Err(format!("{base_url:?}: nodes speak plain http"));
         }
-        if !url.has_host() || url.path() != "/" || url.query().is_some() {
+        let (Some(host), "/", None) = (uri.authority(), uri.path(), uri.query()) else {
             return Err(format!("{base_url:?} is not of the form http://host:port"));
-        }
+        };
+        let port = match host.port_u16() {
+            None if host.as_str() != host.host() => {
+                return Err(format!("{base_url:?} has no port that can be"));
+            }
+            port => port.unwrap_or(80),
+        };
+        // An address of version 6 stands in brackets.
+        let name = host.host().trim_matches(['[', ']']);
+        let connections = Connections::new(name, port, limits);
+        let host = HeaderValue::from_str(host.as_str())
+            .map_err(|_| format!("{base_url:?} cannot be sent in a header"))?;
         let mut authorization = HeaderValue::from_str(&token.header())
             .map_err(|_| "the token cannot be sent in a header".to_string())?;
         authorization.set_sensitive(true);
-        let http = http_client(&limits)?;
-        Ok(Self { http, base, url, authorization, connect_timeout: limits.connect_timeout })
+        Ok(Self { connections, base, host, authorization, limits })
     }
 
     /// Where the node is: `http://host:port`.
@@ -151,64 +153,71 @@ impl NodeClient {
     }
 
     async fn exchange(&self, request: &Request, body: Chunks) -> Result<Bytes, ClientError> {
-        let mut url = self.url.clone();
-        url.set_path(path_of(request));
-        let sent = self
-            .http
-            .post(url)
+        let http = hyper::Request::post(path_of(request))
+            .header(HOST, self.host.clone())
             .header(AUTHORIZATION, self.authorization.clone())
             .header(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"))
-            .body(reqwest::Body::wrap(body))
-            .send();
-        let mut response = sent.await.map_err(|e| self.broken(&e))?;
-        let (status, announced) = (response.status(), response.content_length());
-        let announced = announced.and_then(|n| usize::try_from(n).ok());
-        if announced.is_some_and(|n| n > REPLY_LEN_MAX) {
-            return Err(ClientError::Garbled("a body over the limit".into()));
-        }
+            .body(body)
+            .map_err(|e| ClientError::Garbled(e.to_string()))?;
+        let received = self.connections.exchange(http, async |response| {
+            let (status, body) = (response.status(), response.into_body());
+            let announced = body.size_hint().exact();
+            Ok((status, announced, receive(body).await?))
+        });
+        let (status, announced, whole) = received.await.map_err(|e| self.broken(&e))?;
         let garbled = |what: &str| ClientError::Garbled(format!("HTTP status {status}, {what}"));
-        // One piece: use it as it is. More: gather them, growing only with what has really come.
-        let mut first = Bytes::new();
-        let mut rest = BytesMut::new();
-        while let Some(chunk) = response.chunk().await.map_err(|e| self.broken(&e))? {
-            if first.len() + rest.len() + chunk.len() > REPLY_LEN_MAX {
-                return Err(garbled("a body over the limit"));
-            }
-            if first.is_empty() && rest.is_empty() {
-                first = chunk;
-                continue;
-            }
-            if rest.is_empty() {
-                rest.reserve(announced.unwrap_or(first.len() + chunk.len()));
-                rest.extend_from_slice(&first);
-                first = Bytes::new();
-            }
-            rest.extend_from_slice(&chunk);
-        }
-        let whole = if rest.is_empty() { first } else { rest.freeze() };
-        if status == reqwest::StatusCode::SERVICE_UNAVAILABLE && !whole.starts_with(b"TCF1") {
+        let Some(whole) = whole else { return Err(garbled("a body over the limit")) };
+        if status == StatusCode::SERVICE_UNAVAILABLE && !whole.starts_with(b"TCF1") {
             return Err(ClientError::Unreachable(format!("{}: overloaded", self.base)));
         }
         match announced {
-            Some(n) if n != whole.len() => Err(garbled("a body cut short")),
+            Some(n) if n != whole.len() as u64 => Err(garbled("a body cut short")),
             _ if whole.starts_with(b"TCF1") => Ok(whole),
             _ => Err(garbled("no frame: is it another program that listens there?")),
         }
     }
 
-    fn broken(&self, e: &reqwest::Error) -> ClientError {
-        if e.is_connect() && e.is_timeout() {
-            return ClientError::Unreachable(format!(
-                "{}: no connection within {:?}",
-                self.base, self.connect_timeout
-            ));
+    fn broken(&self, e: &Broken) -> ClientError {
+        match e {
+            Broken::Connect(e) if e.kind() == ErrorKind::TimedOut => ClientError::Unreachable(
+                format!("{}: no connection within {:?}", self.base, self.limits.connect_timeout),
+            ),
+            Broken::Connect(e) => ClientError::Unreachable(format!("{}: {e}", self.base)),
+            Broken::Http(e) => ClientError::Unreachable(format!("{}: {}", self.base, chain(e))),
         }
-        ClientError::Unreachable(format!("{}: {}", self.base, chain(e)))
     }
 }
 
+/// A body in one piece; `None` when it is over the limit.
+async fn receive(mut body: Incoming) -> Result<Option<Bytes>, hyper::Error> {
+    let announced = body.size_hint().exact().and_then(|n| usize::try_from(n).ok());
+    if announced.is_some_and(|n| n > REPLY_LEN_MAX) {
+        return Ok(None);
+    }
+    // One piece: use it as it is. More: gather them, growing only with what has really come.
+    let mut first = Bytes::new();
+    let mut rest = BytesMut::new();
+    while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+        let Ok(chunk) = frame?.into_data() else { continue };
+        if first.len() + rest.len() + chunk.len() > REPLY_LEN_MAX {
+            return Ok(None);
+        }
+        if first.is_empty() && rest.is_empty() {
+            first = chunk;
+            continue;
+        }
+        if rest.is_empty() {
+            rest.reserve(announced.unwrap_or(first.len() + chunk.len()));
+            rest.extend_from_slice(&first);
+            first = Bytes::new();
+        }
+        rest.extend_from_slice(&chunk);
+    }
+    Ok(Some(if rest.is_empty() { first } else { rest.freeze() }))
+}
+
 /// Innermost cause: what the system said, without the layers that carried it.
-fn chain(e: &reqwest::Error) -> String {
+fn chain(e: &hyper::Error) -> String {
     let mut cause: &dyn std::error::Error = e;
     while let Some(next) = cause.source() {
         cause = next;

@@ -10,6 +10,7 @@
 //! costs the sender one request; a handler that panics costs one request as well. Everything that
 //! could grow has a bound: connections, requests in hand (by lane), bytes in hand, waiting time.
 
+mod alone;
 mod arrival;
 mod guard;
 #[cfg(feature = "fuzzing")]
@@ -19,6 +20,7 @@ mod places;
 #[cfg(all(test, feature = "client"))]
 mod tests;
 
+use self::alone::alone;
 use self::arrival::{Arrival, arrival};
 use self::guard::{Gauge, Impatient};
 #[cfg(feature = "fuzzing")]
@@ -435,20 +437,32 @@ async fn take_in<N: Node>(
         () = place.wanted() => None,
     };
     let Some((stream, known)) = greeted else { return };
-    let serving = serve(stream, known, routes, shared, stopped);
     if !known {
+        let serving = serve(stream, known, routes, shared, stopped);
         tokio::select! {
             () = serving => {}
             () = place.wanted() => {}
         }
     } else if place.keep() {
         let (ended, end) = oneshot::channel::<()>();
-        let runtime = Handle::current();
-        let work = move || {
-            let _kept = (open, place, ended);
-            runtime.block_on(serving);
-        };
-        match thread::Builder::new().name("connection".into()).spawn(work) {
+        let (stream, head) = stream.into_parts();
+        let (runtime, patience) = (Handle::current(), shared.limits.write_stall_timeout);
+        let started = stream.into_std().and_then(|stream| {
+            let work = move || {
+                let _kept = (open, place, ended);
+                // For timers.
+                let _runtime = runtime.enter();
+                let served = alone(stream).map(|(stream, thread)| {
+                    let stream = Impatient::new(stream, head, patience);
+                    thread.run(serve(stream, known, routes, shared, stopped));
+                });
+                if let Err(e) = served {
+                    tracing::warn!("cannot serve a connection: {e}");
+                }
+            };
+            thread::Builder::new().name("connection".into()).spawn(work)
+        });
+        match started {
             // It says nothing; it is dropped in the end.
             Ok(_) => drop(end.await),
             Err(e) => tracing::warn!("cannot start a thread for a connection: {e}"),

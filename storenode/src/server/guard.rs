@@ -48,6 +48,11 @@ impl<S> Impatient<S> {
         Self { stream, head, patience, stalled: None }
     }
 
+    /// The stream, and what is to be read before it.
+    pub(super) fn into_parts(self) -> (S, Bytes) {
+        (self.stream, self.head)
+    }
+
     fn bound<T>(
         &mut self,
         cx: &mut Context<'_>,

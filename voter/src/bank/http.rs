@@ -10,7 +10,7 @@ use storenode::token::Token;
 use storenode::wire::{Envelope, Reply, Request};
 
 /// See the module.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct HttpBank {
     client: NodeClient,
 }
