@@ -179,3 +179,90 @@ impl AsyncWrite for Own {
         tried(&self.wants.write, || self.stream.shutdown(Shutdown::Write))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+    use std::time::Duration;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::sync::oneshot;
+
+    fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let far = listener.accept().unwrap().0;
+        near.set_nonblocking(true).unwrap();
+        (near, far)
+    }
+
+    /// Counts how often a future is looked at.
+    async fn counted<T>(polls: &Cell<u32>, work: impl Future<Output = T>) -> T {
+        let mut work = pin!(work);
+        std::future::poll_fn(|cx| {
+            polls.set(polls.get() + 1);
+            work.as_mut().poll(cx)
+        })
+        .await
+    }
+
+    #[test]
+    fn the_socket_wakes_and_so_does_another_thread_and_nothing_else() {
+        let (near, mut far) = pair();
+        let (own, thread) = alone(near).unwrap();
+        let (say, said) = oneshot::channel();
+        let talk = std::thread::spawn(move || {
+            let pause = || std::thread::sleep(Duration::from_millis(30));
+            pause();
+            say.send(7u8).unwrap();
+            for _ in 0..3 {
+                pause();
+                far.write_all(b"ping").unwrap();
+                let mut got = [0; 4];
+                far.read_exact(&mut got).unwrap();
+                assert_eq!(&got, b"pong");
+            }
+            pause();
+            drop(far);
+        });
+        let polls = Cell::new(0);
+        let rounds = thread.run(counted(&polls, async {
+            let mut own = own;
+            assert_eq!(said.await.unwrap(), 7);
+            let (mut rounds, mut got) = (0, [0; 16]);
+            loop {
+                match own.read(&mut got).await.unwrap() {
+                    0 => return rounds,
+                    n => assert_eq!(&got[..n], b"ping"),
+                }
+                own.write_all(b"pong").await.unwrap();
+                rounds += 1;
+            }
+        }));
+        talk.join().unwrap();
+        assert_eq!(rounds, 3);
+        // One for each thing that happened, and a few that come too early; not one after the other.
+        assert!(polls.get() < 16, "{} polls", polls.get());
+    }
+
+    #[test]
+    fn more_than_the_socket_takes_is_written_when_it_takes_more() {
+        let (near, mut far) = pair();
+        let (own, thread) = alone(near).unwrap();
+        let sent = vec![7u8; 32 << 20];
+        let read = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(50));
+            let mut got = Vec::new();
+            far.read_to_end(&mut got).unwrap();
+            got
+        });
+        let polls = Cell::new(0);
+        thread.run(counted(&polls, async {
+            let mut own = own;
+            own.write_all(&sent).await.unwrap();
+            own.shutdown().await.unwrap();
+        }));
+        assert!(read.join().unwrap() == sent);
+        assert!(polls.get() > 1, "it never had to wait");
+    }
+}

@@ -286,6 +286,43 @@ async fn stopping_finishes_what_is_in_hand_and_the_client_survives_a_restart() {
     server.stop().await;
 }
 
+/// Connections that are kept die with a node. Whoever comes next must not get one of them: what may be sent
+/// only once could not be sent again.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_message_goes_over_a_connection_of_a_node_that_was_restarted() {
+    let w = world(ServerLimits::default()).await;
+    let slow = (0..4).map(|_| {
+        let c = w.client.clone();
+        tokio::spawn(async move { c.call(ENVELOPE, &read(b"slow", 1), vec![], SECOND).await })
+    });
+    for s in slow.collect::<Vec<_>>() {
+        s.await.unwrap().unwrap();
+    }
+    let addr = w.server.addr();
+    w.server.stop().await;
+    let listener = bind(addr).await.unwrap();
+    let server = start(listener, Arc::clone(&w.node), w.token, ServerLimits::default()).unwrap();
+    // The four ends have arrived by then.
+    sleep(Duration::from_millis(100)).await;
+    let once = Request::Inject(crate::wire::Fault::Delay { millis: 0 });
+    let e = w.client.call(ENVELOPE, &once, vec![], SECOND).await.unwrap_err();
+    assert!(matches!(&e, ClientError::Refused(NodeError::Bad { .. })), "{e:?}");
+    server.stop().await;
+}
+
+/// A reply that nobody waits for any more must not be taken for that of the next message.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_given_up_takes_its_connection_with_it() {
+    let w = world(ServerLimits::default()).await;
+    for _ in 0..3 {
+        let soon = Duration::from_millis(50);
+        let e = w.client.call(ENVELOPE, &read(b"slow", 1), vec![], soon).await.unwrap_err();
+        assert_eq!(e, ClientError::Timeout(soon));
+        w.works().await;
+    }
+    w.server.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn another_program_is_told_from_a_node() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
