@@ -140,6 +140,11 @@ impl FileSystem {
         self.state.lock().atime = atime;
     }
 
+    /// A request has come: background work makes way for a while.
+    pub fn somebody_asks(&self) {
+        self.volume.somebody_asks();
+    }
+
     /// Forgets all that can be read again (tests; nothing is lost by it).
     pub fn drop_caches(&self) {
         self.state.lock().drop_caches();

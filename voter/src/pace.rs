@@ -61,29 +61,36 @@ impl Pace {
     }
 }
 
-/// Between two looks.
-const LOOK: Duration = Duration::from_millis(100);
-/// So many requests a second are somebody at work; a few are left alone.
-const BUSY_PER_S: f64 = 100.0;
+/// So many requests within so long are somebody at work; a few are left alone.
+const BUSY: u64 = 10;
+const WITHIN: Duration = Duration::from_millis(100);
+/// Who worked just now goes on, or comes again soon: most of what people do is short.
+const STILL: Duration = Duration::from_secs(1);
 
 /// Whether people work meanwhile, by a count of what they have asked for.
 #[derive(Clone, Debug, Default)]
 pub struct Busy {
     at: Duration,
     seen: u64,
-    busy: bool,
+    until: Duration,
 }
 
 impl Busy {
-    /// `asked`: requests since any fixed moment. What it says is at most a few looks old while it is asked
-    /// all the time, and the mean since it was asked last otherwise.
+    /// `asked`: requests since any fixed moment. Who works is noticed at the first look after the tenth
+    /// request, and for a second after the last ten.
     pub fn look(&mut self, asked: u64, now: Duration) -> bool {
-        let passed = now.saturating_sub(self.at);
-        if passed >= LOOK {
-            let rate = asked.saturating_sub(self.seen) as f64 / passed.as_secs_f64();
-            (self.at, self.seen, self.busy) = (now, asked, rate >= BUSY_PER_S);
+        if asked.saturating_sub(self.seen) >= BUSY {
+            // Between rare looks many requests of a long time add up; that is no work to make way for.
+            let passed = now.saturating_sub(self.at).max(WITHIN);
+            let rate = (asked - self.seen) as f64 / passed.as_secs_f64();
+            if rate * WITHIN.as_secs_f64() >= BUSY as f64 {
+                self.until = now + STILL;
+            }
+            (self.at, self.seen) = (now, asked);
+        } else if now.saturating_sub(self.at) >= WITHIN {
+            (self.at, self.seen) = (now, asked);
         }
-        self.busy
+        now < self.until
     }
 }
 
@@ -108,18 +115,30 @@ mod tests {
     }
 
     #[test]
-    fn who_works_is_noticed_within_a_tenth_of_a_second_and_so_is_his_rest() {
+    fn who_works_is_noticed_at_once_and_his_rest_after_a_second() {
         let (mut busy, mut asked) = (Busy::default(), 0);
         let mut said = Vec::new();
-        for ms in (10..=1000).step_by(10) {
-            // 500 a second between 0.3 and 0.6 s, 10 a second otherwise.
-            asked += if (300..600).contains(&ms) { 5 } else { u64::from(ms % 100 == 0) };
+        for ms in (10..=4000).step_by(10) {
+            // 500 a second between 2 and 2.05 s, 10 a second otherwise.
+            asked += if (2000..2050).contains(&ms) { 5 } else { u64::from(ms % 100 == 0) };
             said.push((ms, busy.look(asked, Duration::from_millis(ms))));
         }
         let first = said.iter().find(|(_, b)| *b).map(|(ms, _)| *ms);
         let last = said.iter().rfind(|(_, b)| *b).map(|(ms, _)| *ms);
-        assert!((310..=400).contains(&first.unwrap()), "{first:?}");
-        assert!((600..=790).contains(&last.unwrap()), "{last:?}");
+        assert!((2000..=2020).contains(&first.unwrap()), "{first:?}");
+        assert!((3000..=3060).contains(&last.unwrap()), "{last:?}");
+    }
+
+    #[test]
+    fn a_little_now_and_then_is_no_work_however_rarely_it_is_looked_at() {
+        for every in [1, 10, 100, 1000, 60_000] {
+            let mut busy = Busy::default();
+            for n in 1..1000 {
+                // 50 a second.
+                let now = Duration::from_millis(n * every);
+                assert!(!busy.look(n * every / 20, now), "{every} ms");
+            }
+        }
     }
 
     #[test]

@@ -400,9 +400,11 @@ impl Volume for Replicated {
     fn epoch(&self) -> u64 {
         self.shared.core.lock().epoch
     }
+    fn somebody_asks(&self) {
+        self.shared.somebody_asks();
+    }
 
     fn submit(&self, ops: Vec<Op>) -> Result<Version> {
-        self.shared.somebody_asks();
         let footprint = Core::footprint(&ops)?;
         let mut core = self.shared.core.lock();
         let mut ring = false;
@@ -464,17 +466,14 @@ impl Volume for Replicated {
     }
 
     fn get(&self, keys: Vec<(u16, Key)>) -> BoxFuture<'_, Result<Vec<Option<Stored>>>> {
-        self.shared.somebody_asks();
         read::get(&self.shared, keys).boxed()
     }
 
     fn scan(&self, shard: u16, start: Key, end: Key, limit: usize) -> BoxFuture<'_, Result<Page>> {
-        self.shared.somebody_asks();
         read::scan(&self.shared, shard, start, end, limit).boxed()
     }
 
     fn sync(&self) -> BoxFuture<'_, Result<SyncReceipt>> {
-        self.shared.somebody_asks();
         async move {
             let limit = Instant::now() + self.shared.limits.sync_deadline();
             let mut watch = self.shared.watermark.subscribe();

@@ -112,6 +112,9 @@ pub trait Volume: Send + Sync + 'static {
         None
     }
 
+    /// A request has come, whether or not it needs the volume: copies go slower for a while.
+    fn somebody_asks(&self) {}
+
     /// Joins one atomic operation to the open group. Waits for nothing; callers that hold no lock
     /// call [`Volume::room`] before, so that memory stays bounded. All or none of `ops` is kept.
     ///

@@ -41,6 +41,7 @@ impl Dispatch {
     ) {
         let started = Instant::now();
         let unique = req.unique().0;
+        self.fs.somebody_asks();
         let mut work = Box::pin(work);
         let polled = {
             // What waits registers its timers with the runtime, also when polled from here.
