@@ -77,7 +77,7 @@ pub struct Busy {
 
 impl Busy {
     /// `asked`: requests since any fixed moment. Who works is noticed at the first look after the tenth
-    /// request, and for a second after the last ten.
+    /// request, if it is looked at often, and for a second after the last ten.
     pub fn look(&mut self, asked: u64, now: Duration) -> bool {
         if asked.saturating_sub(self.seen) >= BUSY {
             // Between rare looks many requests of a long time add up; that is no work to make way for.

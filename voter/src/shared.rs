@@ -302,7 +302,8 @@ impl Shared {
             };
             match taken {
                 Ok(()) => return,
-                Err(wait) => tokio::time::sleep(wait).await,
+                // Not all of it: people may stop working.
+                Err(wait) => tokio::time::sleep(wait.min(Duration::from_secs(1))).await,
             }
         }
     }

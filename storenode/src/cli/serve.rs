@@ -207,14 +207,14 @@ fn start_log() {
         .try_init();
 }
 
-/// The usual limits, with at most half of the descriptors for connections: the log needs the others,
-/// and a log that cannot open its next segment ends the node's vote.
+/// The usual limits, with at most half of the descriptors for connections, two for each: the log needs the
+/// others, and a log that cannot open its next segment ends the node's vote.
 fn limits(open_files: u64) -> ServerLimits {
     let mut limits = ServerLimits::default();
-    let half = usize::try_from(open_files / 2).unwrap_or(usize::MAX);
-    if half < limits.connections_max {
-        tracing::warn!("only {open_files} open files are allowed: at most {half} connections");
-        limits.connections_max = half.max(1);
+    let most = usize::try_from(open_files / 4).unwrap_or(usize::MAX);
+    if most < limits.connections_max {
+        tracing::warn!("only {open_files} open files are allowed: at most {most} connections");
+        limits.connections_max = most.max(1);
     }
     limits
 }

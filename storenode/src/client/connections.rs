@@ -58,29 +58,51 @@ impl Connections {
     }
 
     /// Sends a request; `receive` takes the reply in, with its body. Dropped before that, the connection ends
-    /// with it.
+    /// with it. A request that did not begin to leave over a connection that was kept goes over another.
     pub(super) async fn exchange<T, F: Future<Output = Result<T, hyper::Error>>>(
         &self,
-        request: Request<Chunks>,
+        mut request: Request<Chunks>,
         receive: impl FnOnce(Response<Incoming>) -> F,
     ) -> Result<T, Broken> {
-        let mut own = match self.take() {
-            Some(idle) => idle,
-            None => self.connect().await?,
-        };
-        let work = async {
-            let response = own.sender.send_request(request).await?;
-            receive(response).await
-        };
-        let (answer, over) = drive(&mut own.connection, work).await.map_err(Broken::Http)?;
-        if !over && own.is_open() {
-            own.since = Instant::now();
-            let mut idle = self.idle.lock();
-            if idle.len() < self.limits.idle_connections_max {
-                idle.push(own);
+        let (sender, mut driven, response) = loop {
+            let kept = self.take();
+            let again = kept.is_some();
+            let Idle { mut sender, connection, .. } = match kept {
+                Some(idle) => idle,
+                None => self.connect().await?,
+            };
+            let mut driven = Driven { connection: Some(connection), failed: None };
+            match driven.drive(sender.try_send_request(request)).await {
+                Ok(response) => break (sender, driven, response),
+                Err(mut e) => match e.take_message().filter(|_| again) {
+                    // One connection less is kept each time.
+                    Some(unsent) => request = unsent,
+                    None => return Err(Broken::Http(driven.failed.unwrap_or(e.into_error()))),
+                },
             }
+        };
+        let answer = driven.drive(receive(response)).await;
+        let answer = answer.map_err(|e| Broken::Http(driven.failed.take().unwrap_or(e)))?;
+        if let Some(connection) = driven.connection {
+            self.keep(Idle { sender, connection, since: Instant::now() });
         }
         Ok(answer)
+    }
+
+    /// For the next message, if it can take one.
+    fn keep(&self, mut own: Idle) {
+        if !own.is_open() {
+            return;
+        }
+        let mut idle = self.idle.lock();
+        let old = idle.partition_point(|i| i.since.elapsed() > self.limits.idle_timeout);
+        let expired: Vec<_> = idle.drain(..old).collect();
+        if idle.len() < self.limits.idle_connections_max {
+            idle.push(own);
+        }
+        // Closed without the lock.
+        drop(idle);
+        drop(expired);
     }
 
     /// The one place that makes connections to nodes; TLS would be added here.
@@ -97,38 +119,42 @@ impl Connections {
 
     /// The one used last that is still good.
     fn take(&self) -> Option<Idle> {
-        let mut idle = self.idle.lock();
-        while let Some(mut last) = idle.pop() {
-            if last.since.elapsed() > self.limits.idle_timeout {
-                // The others have been idle for longer.
-                idle.clear();
-            } else if last.is_open() {
+        loop {
+            let mut last = self.idle.lock().pop()?;
+            if last.since.elapsed() <= self.limits.idle_timeout && last.is_open() {
                 return Some(last);
             }
         }
-        None
     }
 }
 
-/// Works on what is sent and received over a connection, and on the connection itself. True: it is over.
-async fn drive<T>(
-    connection: &mut Connection<TokioIo<TcpStream>, Chunks>,
-    work: impl Future<Output = Result<T, hyper::Error>>,
-) -> Result<(T, bool), hyper::Error> {
-    let (mut work, mut over) = (pin!(work), false);
-    poll_fn(|cx| {
-        // Before the connection for what is to be sent, behind it for what came.
-        if let Poll::Ready(answer) = work.as_mut().poll(cx) {
-            return Poll::Ready(answer.map(|a| (a, over)));
-        }
-        if !over {
-            match Pin::new(&mut *connection).poll(cx) {
-                Poll::Pending => {}
-                Poll::Ready(Ok(())) => over = true,
-                Poll::Ready(Err(e)) => return Poll::Ready(Err(e)),
+/// A connection under way.
+struct Driven {
+    /// `None` when it has ended.
+    connection: Option<Connection<TokioIo<TcpStream>, Chunks>>,
+    /// Why it ended, if not in good order.
+    failed: Option<hyper::Error>,
+}
+
+impl Driven {
+    /// Works on what is sent and received over the connection, and on the connection itself. A reply may come
+    /// together with the end of its connection: it counts. The connection is dropped when it ends, which tells
+    /// whoever still waits for something from it.
+    async fn drive<T, E>(&mut self, work: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+        let mut work = pin!(work);
+        poll_fn(|cx| {
+            // Before the connection for what is to be sent, behind it for what came.
+            if let Poll::Ready(answer) = work.as_mut().poll(cx) {
+                return Poll::Ready(answer);
             }
-        }
-        work.as_mut().poll(cx).map(|answer| answer.map(|a| (a, over)))
-    })
-    .await
+            if let Some(connection) = &mut self.connection
+                && let Poll::Ready(end) = Pin::new(connection).poll(cx)
+            {
+                self.connection = None;
+                self.failed = end.err();
+            }
+            work.as_mut().poll(cx)
+        })
+        .await
+    }
 }

@@ -86,7 +86,8 @@ impl Waiting {
             if self.bell.state.compare_exchange(BUSY, WAITS, AcqRel, Acquire).is_ok() {
                 self.wait();
             }
-            self.bell.state.store(BUSY, std::sync::atomic::Ordering::Release);
+            // Not a store: what was done before it was rung must be seen.
+            self.bell.state.swap(BUSY, AcqRel);
         }
     }
 

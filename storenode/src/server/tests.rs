@@ -286,10 +286,8 @@ async fn stopping_finishes_what_is_in_hand_and_the_client_survives_a_restart() {
     server.stop().await;
 }
 
-/// Connections that are kept die with a node. Whoever comes next must not get one of them: what may be sent
-/// only once could not be sent again.
-#[tokio::test(flavor = "multi_thread")]
-async fn no_message_goes_over_a_connection_of_a_node_that_was_restarted() {
+/// A client that keeps connections, and its node, which was restarted since.
+async fn restarted() -> (NodeClient, RunningServer) {
     let w = world(ServerLimits::default()).await;
     let slow = (0..4).map(|_| {
         let c = w.client.clone();
@@ -298,16 +296,82 @@ async fn no_message_goes_over_a_connection_of_a_node_that_was_restarted() {
     for s in slow.collect::<Vec<_>>() {
         s.await.unwrap().unwrap();
     }
-    let addr = w.server.addr();
-    w.server.stop().await;
+    let World { node, server, token, client } = w;
+    let addr = server.addr();
+    server.stop().await;
     let listener = bind(addr).await.unwrap();
-    let server = start(listener, Arc::clone(&w.node), w.token, ServerLimits::default()).unwrap();
+    let server = start(listener, node, token, ServerLimits::default()).unwrap();
     // The four ends have arrived by then.
     sleep(Duration::from_millis(100)).await;
-    let once = Request::Inject(crate::wire::Fault::Delay { millis: 0 });
-    let e = w.client.call(ENVELOPE, &once, vec![], SECOND).await.unwrap_err();
+    (client, server)
+}
+
+/// May be sent once only; the fake refuses it.
+const ONCE: Request = Request::Inject(crate::wire::Fault::Delay { millis: 0 });
+
+/// Connections that are kept die with a node. Whoever comes next must not lose his message to one of them:
+/// what may be sent only once could not be sent again.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_message_goes_over_a_connection_of_a_node_that_was_restarted() {
+    let (client, server) = restarted().await;
+    let e = client.call(ENVELOPE, &ONCE, vec![], SECOND).await.unwrap_err();
     assert!(matches!(&e, ClientError::Refused(NodeError::Bad { .. })), "{e:?}");
     server.stop().await;
+}
+
+/// Whether a connection is still open is not always to be seen before it is used: a task that has done much
+/// in one go is told nothing any more by tokio.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_found_dead_when_it_is_used_costs_no_message_and_no_deadline() {
+    let (client, server) = restarted().await;
+    let tired = tokio::spawn(async move {
+        let mut call = pin!(async { client.call(ENVELOPE, &ONCE, vec![], SECOND).await });
+        let mut work = 1000;
+        poll_fn(|cx| {
+            for _ in 0..std::mem::take(&mut work) {
+                let _ = pin!(tokio::task::consume_budget()).poll(cx);
+            }
+            call.as_mut().poll(cx)
+        })
+        .await
+    });
+    let began = Instant::now();
+    let e = tired.await.unwrap().unwrap_err();
+    assert!(matches!(&e, ClientError::Refused(NodeError::Bad { .. })), "{e:?}");
+    assert!(began.elapsed() < SECOND / 2, "it waited for an answer that could not come");
+    server.stop().await;
+}
+
+/// A node that refuses by the head alone ends the connection, while the body is still being sent.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_counts_though_the_connection_ends_with_it() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    const TIMES: usize = 30;
+    let other = tokio::task::spawn_blocking(move || {
+        let refusal = frame::encode_head(&Err::<Reply, _>(NodeError::Unauthorized), 0).unwrap();
+        for _ in 0..TIMES {
+            let (mut s, _) = listener.accept().unwrap();
+            let mut b = [0u8; 4096];
+            let _ = s.read(&mut b);
+            let n = refusal.len();
+            let head = format!(
+                "HTTP/1.1 401 Unauthorized\r\nContent-Length: {n}\r\nConnection: close\r\n\r\n"
+            );
+            s.write_all(&[head.as_bytes(), &refusal[..]].concat()).unwrap();
+            s.shutdown(std::net::Shutdown::Write).unwrap();
+            // What was sent and never read would be answered by a reset, and that may overtake the reply.
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    });
+    let client = NodeClient::new(&url, &Token::random().unwrap(), ClientLimits::default()).unwrap();
+    for _ in 0..TIMES {
+        let append = Request::Append { lens: vec![], watermark: Version::ZERO };
+        let bulk = vec![Bytes::from(vec![5u8; 20 << 20])];
+        let e = client.call(ENVELOPE, &append, bulk, SECOND).await.unwrap_err();
+        assert_eq!(e, ClientError::Refused(NodeError::Unauthorized));
+    }
+    other.await.unwrap();
 }
 
 /// A reply that nobody waits for any more must not be taken for that of the next message.
