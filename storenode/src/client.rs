@@ -74,7 +74,6 @@ pub struct NodeClient {
     /// The same as a header.
     host: HeaderValue,
     authorization: HeaderValue,
-    limits: ClientLimits,
 }
 
 impl NodeClient {
@@ -88,14 +87,15 @@ impl NodeClient {
         let base = format!("{scheme}{}", base_url.strip_suffix('/').unwrap_or(base_url));
         let uri: Uri = base.parse().map_err(|e| format!("{base_url:?} is not an address: {e}"))?;
         if uri.scheme_str() != Some("http") {
-            return Err(format!("{base_url:?}: nodes speak plain http"));
+            let other = uri.scheme_str().unwrap_or("that");
+            return Err(format!("{base_url:?}: nodes speak plain http, not {other}"));
         }
         let (Some(host), "/", None) = (uri.authority(), uri.path(), uri.query()) else {
             return Err(format!("{base_url:?} is not of the form http://host:port"));
         };
         let port = match host.port_u16() {
             None if host.as_str() != host.host() => {
-                return Err(format!("{base_url:?} has no port that can be"));
+                return Err(format!("{base_url:?}: what follows the host is no port (1 to 65535)"));
             }
             port => port.unwrap_or(80),
         };
@@ -107,7 +107,7 @@ impl NodeClient {
         let mut authorization = HeaderValue::from_str(&token.header())
             .map_err(|_| "the token cannot be sent in a header".to_string())?;
         authorization.set_sensitive(true);
-        Ok(Self { connections, base, host, authorization, limits })
+        Ok(Self { connections, base, host, authorization })
     }
 
     /// Where the node is: `http://host:port`.
@@ -179,9 +179,13 @@ impl NodeClient {
 
     fn broken(&self, e: &Broken) -> ClientError {
         match e {
-            Broken::Connect(e) if e.kind() == ErrorKind::TimedOut => ClientError::Unreachable(
-                format!("{}: no connection within {:?}", self.base, self.limits.connect_timeout),
-            ),
+            Broken::Connect(e) if e.kind() == ErrorKind::TimedOut => {
+                ClientError::Unreachable(format!(
+                    "{}: no connection within {:?}",
+                    self.base,
+                    self.connections.limits().connect_timeout
+                ))
+            }
             Broken::Connect(e) => ClientError::Unreachable(format!("{}: {e}", self.base)),
             Broken::Http(e) => ClientError::Unreachable(format!("{}: {}", self.base, chain(e))),
         }

@@ -57,6 +57,10 @@ impl Connections {
         Self { host: host.into(), port, limits, idle: Arc::default() }
     }
 
+    pub(super) fn limits(&self) -> &ClientLimits {
+        &self.limits
+    }
+
     /// Sends a request; `receive` takes the reply in, with its body. Dropped before that, the connection ends
     /// with it. A request that did not begin to leave over a connection that was kept goes over another.
     pub(super) async fn exchange<T, F: Future<Output = Result<T, hyper::Error>>>(
