@@ -5,6 +5,7 @@
 
 mod connections;
 
+use crate::background;
 use crate::body::Chunks;
 use crate::frame::{self, FRAME_PREFIX_LEN};
 use crate::token::Token;
@@ -153,12 +154,14 @@ impl NodeClient {
     }
 
     async fn exchange(&self, request: &Request, body: Chunks) -> Result<Bytes, ClientError> {
-        let http = hyper::Request::post(path_of(request))
+        let mut http = hyper::Request::post(path_of(request))
             .header(HOST, self.host.clone())
             .header(AUTHORIZATION, self.authorization.clone())
-            .header(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"))
-            .body(body)
-            .map_err(|e| ClientError::Garbled(e.to_string()))?;
+            .header(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+        if background::is_here() {
+            http = http.header(background::PRIORITY, HeaderValue::from_static(background::LOWEST));
+        }
+        let http = http.body(body).map_err(|e| ClientError::Garbled(e.to_string()))?;
         let received = self.connections.exchange(http, async |response| {
             let (status, body) = (response.status(), response.into_body());
             let announced = body.size_hint().exact();

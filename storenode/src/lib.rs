@@ -8,6 +8,8 @@
 //! The node never interprets a key or a value.
 
 #[cfg(any(feature = "client", feature = "server"))]
+pub mod background;
+#[cfg(any(feature = "client", feature = "server"))]
 mod body;
 #[cfg(feature = "server")]
 mod buffers;

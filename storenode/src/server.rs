@@ -27,6 +27,7 @@ use self::guard::{Gauge, Impatient};
 pub(crate) use self::message::decode as decode_message;
 use self::message::{decode, overloaded, refusal, reply};
 use self::places::{Place, Places};
+use crate::background;
 use crate::buffers::{Buffers, Lent};
 use crate::frame::FRAME_PREFIX_LEN;
 use crate::metrics::{HttpMetrics, message_index, store_metrics};
@@ -552,6 +553,10 @@ async fn metrics<N: Node>(State(shared): State<Arc<Shared<N>>>, request: HttpReq
 async fn message<N: Node>(State(shared): State<Arc<Shared<N>>>, request: HttpRequest) -> Response {
     if !authorized(&shared, &request) {
         return refusal(StatusCode::UNAUTHORIZED, &NodeError::Unauthorized);
+    }
+    // This thread is the connection's; its sender has others for what somebody waits for.
+    if request.headers().get(background::PRIORITY).is_some_and(|p| p == background::LOWEST) {
+        background::enter();
     }
     let metrics = &shared.metrics;
     let index = message_index(request.uri().path());

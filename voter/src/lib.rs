@@ -40,6 +40,7 @@ pub mod status;
 pub mod volume;
 pub mod vote;
 
+mod background;
 mod catchup;
 mod link;
 mod read;

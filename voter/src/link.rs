@@ -230,7 +230,10 @@ async fn try_session(shared: &Arc<Shared>, shard: u16, bank: BankId) -> Result<(
             // It was filled and joined, and only not yet admitted.
             let joined = filling && p.position >= joint;
             let to = catchup::Place { shard, bank, store, filling };
-            catchup::rise(shared, to, cursor, joint, joined).await?;
+            let own = shared.clone();
+            let work = async move { catchup::rise(&own, to, cursor, joint, joined).await };
+            let broken = || End::Other("the copy broke off".into());
+            shared.background.run(work).await.ok_or_else(broken)??;
         }
         std::future::pending::<Result<(), End>>().await
     };

@@ -7,6 +7,7 @@
 //! most [`LOOK`] and a round trip old. When the newest of two voters goes away for good, a shard is seen
 //! as the other two have it, which may be a little older than before: still committed, never mixed.
 
+use crate::background::Background;
 use crate::health::Event;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
@@ -159,10 +160,11 @@ fn shared(nodes: Nodes, limits: Limits, choice: &Choice) -> Shared {
         board: crate::progress::Board::default(),
         copy_pace: Mutex::new((
             crate::pace::Pace::new(0, 1, Duration::ZERO),
-            crate::pace::Busy::default(),
+            crate::pace::Busy::new(Duration::ZERO),
         )),
         asked: AtomicU64::new(0),
         turn: AtomicUsize::new(0),
+        background: Background::none(),
         observing: true,
     }
 }

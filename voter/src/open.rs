@@ -1,5 +1,6 @@
 //! Opening a volume (protocol rule 5) and making one: what [`crate::opening`] decides, done.
 
+use crate::background::Background;
 use crate::bank::BankError;
 use crate::catchup::CONFIRM_WITHIN;
 use crate::course::{Course, Told, course, next_pass};
@@ -681,7 +682,7 @@ impl Opener {
         core.ends = plan.ends.into();
         let (repairs, to_repair) = mpsc::channel(self.limits.repair_queue);
         let (checks, to_check) = mpsc::channel(CHECKS_WAITING);
-        let (watermark, rate) = (core.watermark, self.limits.refill_bytes_per_s);
+        let watermark = core.watermark;
         let shared = Shared {
             core: Mutex::new(core),
             limits: self.limits,
@@ -700,11 +701,12 @@ impl Opener {
             metrics: Metrics::default(),
             started: Instant::now(),
             board: Board::default(),
-            copy_pace: Mutex::new((Pace::new(rate, rate / 16, Duration::ZERO), Busy::default())),
+            copy_pace: Mutex::new((Pace::new(0, 1, Duration::ZERO), Busy::new(Duration::ZERO))),
             asked: AtomicU64::new(0),
             // Each mount begins with another bank: mounts that leave after a few reads would otherwise all
             // take (and look behind) the same copies, and damage on the others would stay.
             turn: AtomicUsize::new(usize::try_from(self.epoch).unwrap_or_default()),
+            background: Background::none(),
             observing: false,
         };
         (shared, Orders { to_repair, to_check })

@@ -22,10 +22,11 @@ impl Pace {
         Self { per_second, burst, tokens: burst, at: now }
     }
 
-    /// Changes the rate from now on.
-    pub fn set_rate(&mut self, per_second: u64, now: Duration) {
+    /// Changes the rate, and what may be taken at once, from now on.
+    pub fn set(&mut self, per_second: u64, burst: u64, now: Duration) {
         self.refill(now);
-        self.per_second = per_second as f64;
+        (self.per_second, self.burst) = (per_second as f64, burst.max(1) as f64);
+        self.tokens = self.tokens.min(self.burst);
     }
 
     fn refill(&mut self, now: Duration) {
@@ -68,7 +69,7 @@ const WITHIN: Duration = Duration::from_millis(100);
 const STILL: Duration = Duration::from_secs(1);
 
 /// Whether people work meanwhile, by a count of what they have asked for.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Busy {
     at: Duration,
     seen: u64,
@@ -76,6 +77,12 @@ pub struct Busy {
 }
 
 impl Busy {
+    /// Somebody is at work when it begins: whoever opens a volume does it for that.
+    #[must_use]
+    pub fn new(now: Duration) -> Self {
+        Self { at: now, seen: 0, until: now + STILL }
+    }
+
     /// `asked`: requests since any fixed moment. Who works is noticed at the first look after the tenth
     /// request, if it is looked at often, and for a second after the last ten.
     pub fn look(&mut self, asked: u64, now: Duration) -> bool {
@@ -116,13 +123,15 @@ mod tests {
 
     #[test]
     fn who_works_is_noticed_at_once_and_his_rest_after_a_second() {
-        let (mut busy, mut asked) = (Busy::default(), 0);
+        let (mut busy, mut asked) = (Busy::new(Duration::ZERO), 0);
         let mut said = Vec::new();
         for ms in (10..=4000).step_by(10) {
             // 500 a second between 2 and 2.05 s, 10 a second otherwise.
             asked += if (2000..2050).contains(&ms) { 5 } else { u64::from(ms % 100 == 0) };
             said.push((ms, busy.look(asked, Duration::from_millis(ms))));
         }
+        assert!(said.iter().all(|(ms, b)| *ms > 1000 || *b == (*ms < 1000)), "whoever opened it");
+        said.retain(|(ms, _)| *ms > 1000);
         let first = said.iter().find(|(_, b)| *b).map(|(ms, _)| *ms);
         let last = said.iter().rfind(|(_, b)| *b).map(|(ms, _)| *ms);
         assert!((2000..=2020).contains(&first.unwrap()), "{first:?}");
@@ -132,11 +141,12 @@ mod tests {
     #[test]
     fn a_little_now_and_then_is_no_work_however_rarely_it_is_looked_at() {
         for every in [1, 10, 100, 1000, 60_000] {
-            let mut busy = Busy::default();
-            for n in 1..1000 {
+            let mut busy = Busy::new(Duration::ZERO);
+            for n in 1..2000 {
                 // 50 a second.
                 let now = Duration::from_millis(n * every);
-                assert!(!busy.look(n * every / 20, now), "{every} ms");
+                let looked = busy.look(n * every / 20, now);
+                assert!(!looked || now < STILL, "{every} ms");
             }
         }
     }
@@ -149,10 +159,18 @@ mod tests {
     }
 
     #[test]
+    fn what_was_saved_for_a_large_burst_is_not_spent_at_a_small_rate() {
+        let mut pace = Pace::new(1000, 500, Duration::ZERO);
+        let now = Duration::from_secs(1);
+        pace.set(10, 5, now);
+        assert_eq!((0..100).filter(|_| pace.take(1, now).is_ok()).count(), 5);
+    }
+
+    #[test]
     fn no_rate_means_never_and_time_running_back_is_harmless() {
         let mut pace = Pace::new(0, 5, Duration::from_secs(9));
         assert_eq!(pace.take(1, Duration::from_secs(1)), Err(Duration::from_secs(3600)));
-        pace.set_rate(1, Duration::from_secs(2));
+        pace.set(1, 5, Duration::from_secs(2));
         assert!(pace.take(1, Duration::from_secs(2)).is_ok());
     }
 }

@@ -6,6 +6,7 @@
 //!  repair <- read, refresh, scrub                                    link: attach, catch-up, refill
 //! ```
 
+use crate::background::Background;
 use crate::bank::Bank;
 use crate::bank::http::HttpBank;
 use crate::health::Health;
@@ -127,7 +128,8 @@ impl Replicated {
         config: ClusterConfig,
         options: OpenOptions,
     ) -> std::result::Result<Arc<Self>, OpenError> {
-        Self::open_with(Nodes::http(&config)?, config.limits, options).await
+        let nodes = Nodes::http(&config)?;
+        Self::open_on(nodes, config.limits, options, Background::start()).await
     }
 
     /// Like [`Replicated::open`], over any kind of banks.
@@ -139,8 +141,19 @@ impl Replicated {
         limits: Limits,
         options: OpenOptions,
     ) -> std::result::Result<Arc<Self>, OpenError> {
-        let (shared, orders) = open::open(nodes, limits, options).await?;
+        Self::open_on(nodes, limits, options, Background::none()).await
+    }
+
+    async fn open_on(
+        nodes: Nodes,
+        limits: Limits,
+        options: OpenOptions,
+        background: Background,
+    ) -> std::result::Result<Arc<Self>, OpenError> {
+        let (mut shared, orders) = open::open(nodes, limits, options).await?;
+        shared.background = background;
         let shared = Arc::new(shared);
+        let background = shared.background.runtime();
         let kick_refresh = Arc::new(Notify::new());
         let mut tasks = Vec::new();
         for bank in BankId::ALL {
@@ -150,8 +163,8 @@ impl Replicated {
         }
         tasks.push(tokio::spawn(seal(shared.clone())));
         tasks.push(tokio::spawn(repair::run(shared.clone(), orders.to_repair)));
-        tasks.push(tokio::spawn(repair::check_behind(shared.clone(), orders.to_check)));
-        tasks.push(tokio::spawn(refresh::run(shared.clone(), kick_refresh.clone())));
+        tasks.push(background.spawn(repair::check_behind(shared.clone(), orders.to_check)));
+        tasks.push(background.spawn(refresh::run(shared.clone(), kick_refresh.clone())));
         tasks.push(tokio::spawn(watch_space(shared.clone())));
         let this = Self { shared, tasks: Mutex::new(tasks), kick_refresh, space: Mutex::new(None) };
         this.await_two(Duration::from_millis(this.shared.limits.sync_deadline_ms)).await;

@@ -1,6 +1,7 @@
 //! What the tasks of one mount share: the writer's state behind its mutex, the banks, and the bells
 //! that wake tasks. No task holds the mutex across an await.
 
+use crate::background::Background;
 use crate::bank::{Bank, BankError};
 use crate::health::{Event, Health};
 use crate::limits::Limits;
@@ -39,6 +40,11 @@ pub(crate) struct CheckOrder {
     pub(crate) bytes: u64,
 }
 
+/// Bytes of values that a copy takes at a time while people work.
+const COPY_PAGE_BUSY: u32 = 512 << 10;
+/// What a copy may take at once after idleness: this part of what it may take in a second.
+const COPY_BURST: u64 = 16;
+
 /// See the module.
 pub(crate) struct Shared {
     pub(crate) core: Mutex<Core>,
@@ -74,6 +80,8 @@ pub(crate) struct Shared {
     pub(crate) turn: AtomicUsize,
     /// By shard.
     pub(crate) together: Vec<Together>,
+    /// For what nobody waits for.
+    pub(crate) background: Background,
     /// Another mount writes; this one only reads ([`crate::observer`]).
     pub(crate) observing: bool,
 }
@@ -286,6 +294,18 @@ impl Shared {
         }
     }
 
+    /// Do people work meanwhile?
+    fn is_busy(&self, busy: &mut Busy, now: Duration) -> bool {
+        busy.look(self.asked.load(Ordering::Relaxed), now)
+    }
+
+    /// Bytes of values to copy at a time: what is on its way when somebody comes, he waits for.
+    pub(crate) fn copy_page(&self) -> u32 {
+        let most = self.limits.copy_page_bytes;
+        let busy = self.is_busy(&mut self.copy_pace.lock().1, self.now());
+        if busy { most.min(COPY_PAGE_BUSY) } else { most }
+    }
+
     /// Waits until so many bytes more may be copied. Paid for after the fact: a page is small against
     /// a second's worth.
     pub(crate) async fn pace_copy(&self, bytes: u64) {
@@ -293,11 +313,11 @@ impl Shared {
             let now = self.now();
             let taken = {
                 let (pace, busy) = &mut *self.copy_pace.lock();
-                let rate = match busy.look(self.asked.load(Ordering::Relaxed), now) {
+                let rate = match self.is_busy(busy, now) {
                     true => self.limits.refill_bytes_per_s.min(self.limits.refill_busy_bytes_per_s),
                     false => self.limits.refill_bytes_per_s,
                 };
-                pace.set_rate(rate, now);
+                pace.set(rate, rate / COPY_BURST, now);
                 pace.take(bytes, now)
             };
             match taken {

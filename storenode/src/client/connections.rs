@@ -3,6 +3,7 @@
 //! woken for each message and to wake the sender again (docs/adr/0021-hyper.md).
 
 use super::ClientLimits;
+use crate::background;
 use crate::body::Chunks;
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{Connection, SendRequest, handshake};
@@ -42,14 +43,28 @@ impl Idle {
     }
 }
 
+/// Connections with nothing on them; the one used last is at the end.
+#[derive(Default)]
+struct Kept {
+    foreground: Mutex<Vec<Idle>>,
+    /// Nodes serve these with a lower priority; and they belong to another runtime.
+    background: Mutex<Vec<Idle>>,
+}
+
+impl Kept {
+    /// Those for the calling thread.
+    fn here(&self) -> &Mutex<Vec<Idle>> {
+        if background::is_here() { &self.background } else { &self.foreground }
+    }
+}
+
 /// See the module. Clones share the connections.
 #[derive(Clone)]
 pub(super) struct Connections {
     host: Arc<str>,
     port: u16,
     limits: ClientLimits,
-    /// The one used last is at the end.
-    idle: Arc<Mutex<Vec<Idle>>>,
+    idle: Arc<Kept>,
 }
 
 impl Connections {
@@ -98,7 +113,7 @@ impl Connections {
         if !own.is_open() {
             return;
         }
-        let mut idle = self.idle.lock();
+        let mut idle = self.idle.here().lock();
         let old = idle.partition_point(|i| i.since.elapsed() > self.limits.idle_timeout);
         let expired: Vec<_> = idle.drain(..old).collect();
         if idle.len() < self.limits.idle_connections_max {
@@ -124,7 +139,7 @@ impl Connections {
     /// The one used last that is still good.
     fn take(&self) -> Option<Idle> {
         loop {
-            let mut last = self.idle.lock().pop()?;
+            let mut last = self.idle.here().lock().pop()?;
             if last.since.elapsed() <= self.limits.idle_timeout && last.is_open() {
                 return Some(last);
             }

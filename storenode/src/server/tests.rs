@@ -7,7 +7,7 @@ use crate::client::{ClientError, ClientLimits, NodeClient};
 use crate::frame;
 use crate::wire::{Found, Position, StoreId, Version, VolumeId, WIRE_FORMAT};
 use std::io::{Read, Write};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicI32, AtomicU64};
 
 /// `read` returns one megabyte per key, `append` its bulk's length as a position; a key `panic`,
 /// `slow` or `refuse` does that.
@@ -17,6 +17,8 @@ struct Fake {
     most_at_once: AtomicU64,
     at_once: AtomicU64,
     delay_ms: AtomicU64,
+    /// Of the thread that took the last message.
+    nice: AtomicI32,
 }
 
 const VALUE_LEN: u32 = 1 << 20;
@@ -30,6 +32,7 @@ impl Node for Fake {
     ) -> Result<(Reply, Vec<Bytes>), NodeError> {
         let now = self.at_once.fetch_add(1, Relaxed) + 1;
         self.most_at_once.fetch_max(now, Relaxed);
+        self.nice.store(rustix::process::getpriority_process(None).unwrap(), Relaxed);
         let answer = match request {
             Request::Read { keys, .. } => {
                 match keys.first().map(Vec::as_slice) {
@@ -457,4 +460,30 @@ fn background_work_leaves_most_of_the_time_to_requests_unless_it_must_hurry() {
     assert_eq!(pause_after(ms(5), false), ms(20));
     assert_eq!(pause_after(ms(5), true), Duration::ZERO);
     assert_eq!(pause_after(ms(10_000), false), REST_MAX, "a stop need not wait long");
+}
+
+#[tokio::test]
+async fn background_messages_have_threads_of_lower_priority_and_others_do_not() {
+    let w = world(ServerLimits::default()).await;
+    let nice = || w.node.nice.load(Relaxed);
+    w.works().await;
+    let usual = nice();
+    for _ in 0..2 {
+        let client = w.client.clone();
+        // Of a runtime of its own, which ends with its connections: they are not for others.
+        let behind = tokio::task::spawn_blocking(move || {
+            background::enter();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let work = async || {
+                for _ in 0..3 {
+                    client.call(ENVELOPE, &read(b"x", 1), vec![], SECOND).await.unwrap();
+                }
+            };
+            runtime.unwrap().block_on(work());
+        });
+        behind.await.unwrap();
+        assert_eq!(nice(), (usual + 10).min(19));
+        w.works().await;
+        assert_eq!(nice(), usual);
+    }
 }
