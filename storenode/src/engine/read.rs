@@ -50,17 +50,18 @@ fn head(key: &[u8], slot: &Slot) -> RecordHead {
 /// A value: index of its key, where it lies, its length.
 type Lying = (usize, Place, u32);
 
-/// See [`Engine::look_up`].
-struct LookedUp {
-    items: Vec<Found>,
+/// Values to be read, and the files that they are in.
+struct Values {
     places: Vec<Lying>,
     /// Ascending.
     files: Vec<(u32, Arc<SegmentFile>)>,
-    /// Of all values.
-    bytes: usize,
 }
 
-impl LookedUp {
+impl Values {
+    fn bytes(&self) -> usize {
+        length(&self.places)
+    }
+
     /// What was written in one piece (a file's blocks in order) is read in one piece.
     fn runs(&self) -> impl Iterator<Item = &[Lying]> {
         self.places.chunk_by(|a, b| {
@@ -114,12 +115,12 @@ impl Engine {
         values: bool,
     ) -> Result<(Version, Vec<Found>, Vec<Bytes>), NodeError> {
         let (applied, index) = self.view();
-        let found = self.look_up(index, keys);
+        let (mut items, found) = self.look_up(index, keys);
         if !values {
-            return Ok((applied, found.items, Vec::new()));
+            return Ok((applied, items, Vec::new()));
         }
-        if found.bytes > BULK_LEN_MAX {
-            let total = found.bytes;
+        if found.bytes() > BULK_LEN_MAX {
+            let total = found.bytes();
             return Err(bad(format!("{total} bytes of values: ask for fewer keys at once")));
         }
         self.count_reads(&found);
@@ -127,17 +128,9 @@ impl Engine {
             let file = found.file(place).ok_or_else(|| "its segment is gone".to_owned())?;
             super::read_exact(&*file.file, place.offset, len)
         };
-        let mut items = found.items.clone();
         let mut bulk = Vec::new();
         for run in found.runs() {
-            let file = found.file(run[0].1);
-            let place = u64::from(run[0].1.offset);
-            let whole = file.and_then(|f| {
-                self.buffers.fill(length(run), |into| {
-                    f.file.read_at(into, place).is_ok_and(|n| n == into.len())
-                })
-            });
-            if let Some(bytes) = whole {
+            if let Some(bytes) = self.read_run(&found, run) {
                 bulk.push(bytes);
                 continue;
             }
@@ -155,8 +148,16 @@ impl Engine {
         Ok((applied, items, bulk))
     }
 
-    /// What the index says about keys, and the files that their values are in.
-    fn look_up(&self, index: RwLockReadGuard<'_, Index>, keys: &[Key]) -> LookedUp {
+    /// A run in one piece; `None` when it cannot be read whole.
+    fn read_run(&self, of: &Values, run: &[Lying]) -> Option<Bytes> {
+        let (file, offset) = (of.file(run[0].1)?, u64::from(run[0].1.offset));
+        self.buffers.fill(length(run), |into| {
+            file.file.read_at(into, offset).is_ok_and(|n| n == into.len())
+        })
+    }
+
+    /// What the index says about keys, and the values.
+    fn look_up(&self, index: RwLockReadGuard<'_, Index>, keys: &[Key]) -> (Vec<Found>, Values) {
         let (mut items, mut places) = (Vec::with_capacity(keys.len()), Vec::new());
         for (i, key) in keys.iter().enumerate() {
             let Some(s) = index.get(key) else {
@@ -167,10 +168,15 @@ impl Engine {
             items.push(Found::Record { version: s.version(), digest: s.digest(), len });
             places.extend(len.map(|len| (i, s.place(), len)));
         }
-        let bytes = places.iter().map(|(_, _, len)| *len as usize).sum();
-        let mut files: Vec<(u32, Arc<SegmentFile>)> = Vec::new();
         // The files are taken while the index is held: compaction moves records in the index
         // before it removes a file.
+        let values = self.with_files(places);
+        drop(index);
+        (items, values)
+    }
+
+    fn with_files(&self, places: Vec<Lying>) -> Values {
+        let mut files: Vec<(u32, Arc<SegmentFile>)> = Vec::new();
         let all = self.files.read();
         for (_, place, _) in &places {
             if files.last().is_none_or(|(n, _)| *n != place.segment)
@@ -180,14 +186,13 @@ impl Engine {
             }
         }
         drop(all);
-        drop(index);
         files.sort_unstable_by_key(|(n, _)| *n);
-        LookedUp { items, places, files, bytes }
+        Values { places, files }
     }
 
-    fn count_reads(&self, found: &LookedUp) {
+    fn count_reads(&self, found: &Values) {
         self.counters.records_read.fetch_add(found.places.len() as u64, Ordering::Relaxed);
-        self.counters.bytes_read.fetch_add(found.bytes as u64, Ordering::Relaxed);
+        self.counters.bytes_read.fetch_add(found.bytes() as u64, Ordering::Relaxed);
     }
 
     /// Heads of the records that `pick` wants, from `records` on, which are in order of their keys;
@@ -219,8 +224,9 @@ impl Engine {
     /// Reads the values of what was collected; those not whole become empty and are listed.
     fn fill(&self, applied: Version, found: Vec<(RecordHead, Slot)>, next: Option<Key>) -> Records {
         let mut out = Records { applied, next, ..Records::default() };
-        for (head, slot) in found {
-            match self.read_value_anew(&head.key, slot) {
+        let mut early = self.read_runs(&found);
+        for (i, (head, slot)) in found.into_iter().enumerate() {
+            match self.whole_value(&head.key, slot, early[i].take()) {
                 Ok((slot, value)) => {
                     out.heads.push(RecordHead {
                         version: slot.version(),
@@ -238,6 +244,34 @@ impl Engine {
             }
         }
         out
+    }
+
+    /// The values of what was looked up, where they can be read in as few pieces as they were written in.
+    /// Whether they are what they should be is for [`Engine::whole_value`].
+    fn read_runs(&self, found: &[(RecordHead, Slot)]) -> Vec<Option<Bytes>> {
+        let lying = |(i, (_, s)): (usize, &(RecordHead, Slot))| Some((i, s.place(), s.len()?));
+        let all = self.with_files(found.iter().enumerate().filter_map(lying).collect());
+        let mut out = vec![None; found.len()];
+        for run in all.runs() {
+            let Some(mut bytes) = self.read_run(&all, run) else { continue };
+            for (i, _, len) in run {
+                out[*i] = Some(bytes.split_to(*len as usize));
+            }
+        }
+        out
+    }
+
+    /// A value that verifies: what was read early, or else what is read now.
+    fn whole_value(
+        &self,
+        key: &[u8],
+        slot: Slot,
+        early: Option<Bytes>,
+    ) -> Result<(Slot, Option<Bytes>), String> {
+        match early.map(|value| self.check_value(key, &slot, value)) {
+            Some(Ok(value)) => Ok((slot, Some(value))),
+            _ => self.read_value_anew(key, slot),
+        }
     }
 
     /// Reads a value outside the index lock. Compaction may have moved it since it was looked up:
@@ -424,10 +458,11 @@ impl Engine {
         let (found, next) = Self::collect(index.after(after), 4096, budget, |_, _| true);
         drop(index);
         let (mut wrong, mut records, mut bytes) = (Vec::new(), 0, 0);
-        for (head, slot) in found {
+        let mut early = self.read_runs(&found);
+        for (i, (head, slot)) in found.into_iter().enumerate() {
             records += 1;
             bytes += u64::from(slot.len().unwrap_or(0));
-            match self.read_value_anew(&head.key, slot) {
+            match self.whole_value(&head.key, slot, early[i].take()) {
                 Ok(_) => {}
                 Err(what) => {
                     // Replaced since it was looked up: the old bytes concern nobody.
