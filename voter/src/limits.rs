@@ -54,7 +54,7 @@ pub struct Limits {
     pub refill_bytes_per_s: u64,
     /// The same while people work (from 100 requests a second on), if it is less.
     pub refill_busy_bytes_per_s: u64,
-    /// Bytes of values that are copied at a time.
+    /// Bytes of values that are copied at a time; less while people work.
     pub copy_page_bytes: u32,
     /// What was read from two banks is re-read from all three behind the reader's back, at most so
     /// many bytes per second; more is left to the scrub.
