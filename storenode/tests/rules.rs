@@ -386,6 +386,71 @@ fn a_store_that_was_away_catches_up_by_delta_and_tail() {
     assert_eq!(sums(&src), sums(&dst));
 }
 
+/// Whoever works in the background holds the index for shorter; what is seen is the same.
+#[test]
+fn what_is_copied_and_checked_in_the_background_is_the_same() {
+    let n = Node::new(1 << 20);
+    let key = |i: u64| format!("{i:05}").into_bytes();
+    for seq in 1..=9 {
+        let records: Records = (0..1000)
+            .map(|i| put(&key(i * 9 + seq), &vec![seq as u8; (i % 40) as usize]))
+            .collect();
+        n.write(seq, &records).unwrap();
+    }
+    let late =
+        |i: u64| if i.is_multiple_of(4) { del(&key(i * 700)) } else { put(&key(i * 700), b"late") };
+    n.write(10, &(1..13).map(late).collect()).unwrap();
+    n.commit(v(1, 10));
+    n.service.inject(Fault::Corrupt { key: key(4000) }).unwrap();
+    let page = |since, after: Vec<u8>, limit_bytes, values| {
+        let through = v(1, 10);
+        let r = Request::Delta { since, after, limit_bytes, values, through };
+        match n.call(r).unwrap() {
+            (Reply::Records { records, damaged, next, applied }, values) => {
+                assert_eq!(applied, through);
+                (records, damaged, next, values.concat())
+            }
+            other => panic!("{other:?}"),
+        }
+    };
+    let all = |since, limit_bytes, values| {
+        let (mut records, mut damaged, mut bulk, mut after) = (vec![], vec![], vec![], vec![]);
+        loop {
+            let (r, d, next, b) = page(since, after, limit_bytes, values);
+            records.extend(r);
+            damaged.extend(d);
+            bulk.extend(b);
+            match next {
+                Some(n) => after = n,
+                None => return (records, damaged, bulk),
+            }
+        }
+    };
+    let look = || {
+        let copies =
+            [(Version::ZERO, 8192, true), (v(1, 9), 1 << 20, true), (v(1, 9), 8192, false)]
+                .map(|(since, limit, values)| all(since, limit, values));
+        let missed = |since| n.call(Request::Missed { since, after: vec![], through: v(1, 10) });
+        let bucket = |b| {
+            let r = Request::Bucket { bucket: b, after: vec![], limit: 9000, through: v(1, 10) };
+            n.call(r).unwrap().0
+        };
+        (copies, [missed(Version::ZERO), missed(v(1, 9))], [1, 2, 3].map(bucket))
+    };
+    let there = std::thread::scope(|s| {
+        let there = s.spawn(|| {
+            storenode::background::enter();
+            look()
+        });
+        there.join().unwrap()
+    });
+    let here = look();
+    assert!(here == there);
+    let [whole, late, _] = here.0;
+    assert_eq!((whole.0.len(), whole.1.as_slice()), (9000, &[key(4000)][..]));
+    assert_eq!((late.0.len(), late.1.len(), late.2.len()), (12, 0, 4 * 9));
+}
+
 #[test]
 fn a_filling_store_begins_anew_under_a_new_id() {
     let mut n = Node::new(8192);

@@ -1,6 +1,8 @@
 //! A thread for what nobody waits for: copies, refreshes, looking behind reads. Its priority is lower than that
 //! of all others, and so is that of its messages in the nodes ([`storenode::background`]).
 
+use std::io;
+use std::sync::mpsc;
 use storenode::background;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
@@ -15,22 +17,28 @@ pub(crate) struct Background {
 impl Background {
     /// A thread of its own; when none can be had, what calls this does the work as well.
     pub(crate) fn start() -> Self {
-        let runtime = Builder::new_current_thread().enable_all().build();
-        let started = runtime.and_then(|runtime| {
-            let (ends, ended) = oneshot::channel::<()>();
-            let handle = runtime.handle().clone();
-            let work = move || {
-                background::enter();
-                // Only the other side's end ends it.
-                let _ = runtime.block_on(ended);
+        let (ends, ended) = oneshot::channel::<()>();
+        let (tell, told) = mpsc::channel();
+        // Made and dropped there: a runtime may not be dropped in a task of another.
+        let work = move || {
+            background::enter();
+            let runtime = match Builder::new_current_thread().enable_all().build() {
+                Ok(runtime) => runtime,
+                Err(e) => return drop(tell.send(Err(e))),
             };
-            std::thread::Builder::new().name("background".into()).spawn(work)?;
-            Ok(Self { runtime: handle, _ends: Some(ends) })
-        });
-        started.unwrap_or_else(|e| {
-            tracing::warn!(error = %e, "no thread for background work");
-            Self::none()
-        })
+            let _ = tell.send(Ok(runtime.handle().clone()));
+            // Only the other side's end ends it.
+            let _ = runtime.block_on(ended);
+        };
+        let started = std::thread::Builder::new().name("background".into()).spawn(work);
+        let gone = |_| Err(io::Error::other("its thread ended"));
+        match started.and_then(|_| told.recv().unwrap_or_else(gone)) {
+            Ok(runtime) => Self { runtime, _ends: Some(ends) },
+            Err(e) => {
+                tracing::warn!(error = %e, "no thread for background work");
+                Self::none()
+            }
+        }
     }
 
     /// The current runtime does everything.

@@ -151,7 +151,7 @@ async fn copy(shared: &Arc<Shared>, to: Place, cursor: &mut Cursor) -> Result<Ve
         cursor.after = key;
         unsaid = Some(cursor.clone());
         page = following;
-        shared.pace_copy(bytes as u64).await;
+        shared.pace_copy(to.shard, bytes as u64).await;
     }
 }
 
@@ -186,7 +186,7 @@ async fn page(
 ) -> Result<PageOfDelta, End> {
     let (through, sources) = sources(shared, to).await?;
     let (shard, source) = (to.shard, sources[0]);
-    let page_bytes = shared.copy_page();
+    let page_bytes = shared.copy_page(shard);
     let ask = |(source, store): (BankId, StoreId), values: bool| {
         let limit_bytes = page_bytes;
         let request = Request::Delta { since, after: after.clone(), limit_bytes, values, through };
@@ -351,6 +351,10 @@ async fn admit(shared: &Arc<Shared>, shard: u16, bank: BankId, store: StoreId) -
                 let s = &mut core.shards[shard as usize];
                 s.configuration = configuration;
                 let r = &mut s.replicas[bank];
+                // Given up, and begun anew meanwhile: what this one has says nothing of that one.
+                if r.store != store {
+                    return Err(End::Other("another store took its place meanwhile".into()));
+                }
                 r.votes = true;
                 r.refilling = false;
             }

@@ -230,10 +230,14 @@ async fn try_session(shared: &Arc<Shared>, shard: u16, bank: BankId) -> Result<(
             // It was filled and joined, and only not yet admitted.
             let joined = filling && p.position >= joint;
             let to = catchup::Place { shard, bank, store, filling };
-            let own = shared.clone();
-            let work = async move { catchup::rise(&own, to, cursor, joint, joined).await };
-            let broken = || End::Other("the copy broke off".into());
-            shared.background.run(work).await.ok_or_else(broken)??;
+            if shared.lacks_one(shard) {
+                catchup::rise(shared, to, cursor, joint, joined).await?;
+            } else {
+                let own = shared.clone();
+                let work = async move { catchup::rise(&own, to, cursor, joint, joined).await };
+                let broken = || End::Other("the copy broke off".into());
+                shared.background.run(work).await.ok_or_else(broken)??;
+            }
         }
         std::future::pending::<Result<(), End>>().await
     };

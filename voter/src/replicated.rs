@@ -99,6 +99,13 @@ pub struct Replicated {
     space: Mutex<Option<(Instant, VolumeSpace)>>,
 }
 
+impl Drop for Replicated {
+    /// What runs on a thread of its own would go on, and keep that thread.
+    fn drop(&mut self) {
+        self.tasks.lock().drain(..).for_each(|t| t.abort());
+    }
+}
+
 impl Replicated {
     /// Makes a volume of blank nodes; all of them must answer.
     ///

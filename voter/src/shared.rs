@@ -17,6 +17,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
+use storenode::background;
 use storenode::wire::{
     BankId, Envelope, NodeError, PerBank, Position, Reply, Request, StoreId, Version, VolumeId,
     WIRE_FORMAT,
@@ -130,6 +131,8 @@ impl Shared {
                     self.fence(format!("{} took over (epoch {})", promise.holder, promise.epoch));
                 }
             }
+            // Nobody waits for what is said in the background, nor is its lateness the node's.
+            _ if background::is_here() => {}
             Err(BankError::Timeout) => {
                 let mut core = self.core.lock();
                 let r = &mut core.shards[shard as usize].replicas[bank];
@@ -294,26 +297,33 @@ impl Shared {
         }
     }
 
-    /// Do people work meanwhile?
-    fn is_busy(&self, busy: &mut Busy, now: Duration) -> bool {
-        busy.look(self.asked.load(Ordering::Relaxed), now)
+    /// Is one more replica all that people wait for? Without two nothing is read or committed.
+    pub(crate) fn lacks_one(&self, shard: u16) -> bool {
+        self.readers(shard, 0).1.len() < 2
+    }
+
+    /// Should copies make way?
+    fn makes_way(&self, shard: u16, busy: &mut Busy, now: Duration) -> bool {
+        busy.look(self.asked.load(Ordering::Relaxed), now) && !self.lacks_one(shard)
     }
 
     /// Bytes of values to copy at a time: what is on its way when somebody comes, he waits for.
-    pub(crate) fn copy_page(&self) -> u32 {
+    pub(crate) fn copy_page(&self, shard: u16) -> u32 {
         let most = self.limits.copy_page_bytes;
-        let busy = self.is_busy(&mut self.copy_pace.lock().1, self.now());
-        if busy { most.min(COPY_PAGE_BUSY) } else { most }
+        match self.makes_way(shard, &mut self.copy_pace.lock().1, self.now()) {
+            true => most.min(COPY_PAGE_BUSY),
+            false => most,
+        }
     }
 
     /// Waits until so many bytes more may be copied. Paid for after the fact: a page is small against
     /// a second's worth.
-    pub(crate) async fn pace_copy(&self, bytes: u64) {
+    pub(crate) async fn pace_copy(&self, shard: u16, bytes: u64) {
         loop {
             let now = self.now();
             let taken = {
                 let (pace, busy) = &mut *self.copy_pace.lock();
-                let rate = match self.is_busy(busy, now) {
+                let rate = match self.makes_way(shard, busy, now) {
                     true => self.limits.refill_bytes_per_s.min(self.limits.refill_busy_bytes_per_s),
                     false => self.limits.refill_bytes_per_s,
                 };

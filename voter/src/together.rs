@@ -8,6 +8,7 @@ use crate::shared::Shared;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::Arc;
+use storenode::background;
 use storenode::wire::{BankId, Key};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -116,7 +117,8 @@ enum Place {
 /// this turn.
 pub(crate) async fn vote(shared: &Arc<Shared>, shard: u16, keys: &[Key], limit: Instant) -> Answer {
     let first = shared.next_turn();
-    if keys.len() > SMALL_MAX {
+    // What nobody waits for does not take others along into the background.
+    if keys.len() > SMALL_MAX || background::is_here() {
         return Err(first);
     }
     let place = {

@@ -77,7 +77,9 @@ impl Direct {
         let mut from = Gather { pieces, piece: 0, at: 0 };
         from.skip(skip);
         let mut done = 0;
-        let most = if background::is_here() { DIRECT_STEP_BEHIND } else { DIRECT_STEP };
+        // What is long is of a moment in which nobody works.
+        let behind = background::is_here() && len < DIRECT_STEP;
+        let most = if behind { DIRECT_STEP_BEHIND } else { DIRECT_STEP };
         while done < len {
             let step = most.min(len - done);
             from.fill(&mut buffer[..step]);

@@ -524,17 +524,20 @@ impl Engine {
     /// are, since an I/O error may pass and what was there would be gone for good.
     fn move_rows(&self, number: u32, rows: Vec<SideRow>, oldest: bool) -> Result<usize, NodeError> {
         let (mut moving, mut stuck) = (Vec::new(), 0);
-        for r in rows {
-            let place = Place { segment: number, offset: r.offset };
+        let place = |r: &SideRow| Place { segment: number, offset: r.offset };
+        let mut early = self.read_lying(rows.iter().map(|r| (place(r), r.len)));
+        for (i, r) in rows.into_iter().enumerate() {
             let value = match r.len {
-                Some(n) => match self.read_place(place, n) {
-                    Ok(value) => value,
-                    Err(what) => {
-                        self.note_damaged(&r.key, &what);
-                        stuck += 1;
-                        continue;
+                Some(n) => {
+                    match early[i].take().map_or_else(|| self.read_place(place(&r), n), Ok) {
+                        Ok(value) => value,
+                        Err(what) => {
+                            self.note_damaged(&r.key, &what);
+                            stuck += 1;
+                            continue;
+                        }
                     }
-                },
+                }
                 None => Bytes::new(),
             };
             moving.push((r, value));

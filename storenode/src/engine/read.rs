@@ -3,6 +3,7 @@
 use super::chain::Place;
 use super::index::{Index, Slot};
 use super::{Core, Engine, SegmentFile, bad};
+use crate::background;
 use crate::wire::{
     BUCKETS, BULK_LEN_MAX, BucketHash, Found, Key, NodeError, RecordHead, Version, bucket_of,
 };
@@ -12,10 +13,17 @@ use std::ops::Bound::{Excluded, Unbounded};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// A scan stops after about so many bytes of keys and values.
+/// A scan, and a verification, stops after about so many bytes of keys and values.
 const SCAN_BYTES_MAX: usize = 4 << 20;
 /// Records looked at under one hold of the index.
 const VISITS_MAX: usize = 64 << 10;
+/// The same for what nobody waits for: such a thread may have to wait for a processor while it holds it, and all
+/// who write here wait for it then.
+const VISITS_BEHIND: usize = 2 << 10;
+
+fn visits() -> usize {
+    if background::is_here() { VISITS_BEHIND } else { VISITS_MAX }
+}
 /// The heads of one reply take about so many bytes at most, well below the limit of a frame's head.
 const HEADS_BYTES_MAX: usize = 3 << 20;
 /// A tail stops after about so many bytes of parts.
@@ -176,17 +184,13 @@ impl Engine {
     }
 
     fn with_files(&self, places: Vec<Lying>) -> Values {
-        let mut files: Vec<(u32, Arc<SegmentFile>)> = Vec::new();
+        let mut numbers: Vec<u32> = places.iter().map(|(_, place, _)| place.segment).collect();
+        numbers.sort_unstable();
+        numbers.dedup();
         let all = self.files.read();
-        for (_, place, _) in &places {
-            if files.last().is_none_or(|(n, _)| *n != place.segment)
-                && let Some(f) = all.get(&place.segment)
-            {
-                files.push((place.segment, Arc::clone(f)));
-            }
-        }
+        let file = |n: u32| Some((n, Arc::clone(all.get(&n)?)));
+        let files = numbers.into_iter().filter_map(file).collect();
         drop(all);
-        files.sort_unstable_by_key(|(n, _)| *n);
         Values { places, files }
     }
 
@@ -206,9 +210,10 @@ impl Engine {
     ) -> (Vec<(RecordHead, Slot)>, Option<Key>) {
         let (mut out, mut heads, mut values) = (Vec::new(), 0, 0);
         let mut last: &[u8] = &[];
+        let most = visits();
         for (visited, (key, slot)) in records.enumerate() {
             let full = out.len() >= limit || heads >= HEADS_BYTES_MAX || values >= values_max;
-            if full || visited >= VISITS_MAX {
+            if full || visited >= most {
                 return (out, Some(last.to_vec()));
             }
             last = key;
@@ -249,9 +254,17 @@ impl Engine {
     /// The values of what was looked up, where they can be read in as few pieces as they were written in.
     /// Whether they are what they should be is for [`Engine::whole_value`].
     fn read_runs(&self, found: &[(RecordHead, Slot)]) -> Vec<Option<Bytes>> {
-        let lying = |(i, (_, s)): (usize, &(RecordHead, Slot))| Some((i, s.place(), s.len()?));
-        let all = self.with_files(found.iter().enumerate().filter_map(lying).collect());
-        let mut out = vec![None; found.len()];
+        self.read_lying(found.iter().map(|(_, s)| (s.place(), s.len())))
+    }
+
+    /// The same for places and lengths of values; without a length there is none.
+    pub(super) fn read_lying(
+        &self,
+        all: impl ExactSizeIterator<Item = (Place, Option<u32>)>,
+    ) -> Vec<Option<Bytes>> {
+        let mut out = vec![None; all.len()];
+        let lying = |(i, (place, len)): (usize, (Place, Option<u32>))| Some((i, place, len?));
+        let all = self.with_files(all.enumerate().filter_map(lying).collect());
         for run in all.runs() {
             let Some(mut bytes) = self.read_run(&all, run) else { continue };
             for (i, _, len) in run {
@@ -337,13 +350,24 @@ impl Engine {
         limit_bytes: usize,
         values: bool,
     ) -> Records {
-        let (applied, index) = self.view();
         let bytes_max = limit_bytes.clamp(1, TAIL_BYTES_MAX);
-        let (found, next) = Self::collect(index.after(after), VISITS_MAX, bytes_max, |_, s| {
-            s.version() > since && s.version() <= applied
-        });
-        drop(index);
-        self.shown(applied, found, next, values)
+        let (mut visited, mut from) = (0, after.to_vec());
+        // What was applied at the first step is what the whole answer is good for.
+        let mut good = None;
+        // On over stretches in which there is nothing, each under a hold of its own.
+        loop {
+            let (applied, index) = self.view();
+            let good = *good.get_or_insert(applied);
+            let (found, next) = Self::collect(index.after(&from), VISITS_MAX, bytes_max, |_, s| {
+                s.version() > since && s.version() <= applied
+            });
+            drop(index);
+            visited += visits();
+            match next {
+                Some(next) if found.is_empty() && visited < VISITS_MAX => from = next,
+                next => return self.shown(good, found, next, values),
+            }
+        }
     }
 
     /// Heads, with their values where they are asked for.
@@ -367,14 +391,14 @@ impl Engine {
         loop {
             let (applied, index) = self.view();
             let mut last = None;
-            for (key, slot) in index.after(&after).take(VISITS_MAX) {
+            for (key, slot) in index.after(&after).take(visits()) {
                 if slot.version() > since && slot.version() <= applied {
                     count += 1;
                     bytes += u64::from(slot.len().unwrap_or(0));
                 }
-                last = Some(key.to_vec());
+                last = Some(key);
             }
-            let Some(last) = last else { return (count, bytes) };
+            let Some(last) = last.map(<[u8]>::to_vec) else { return (count, bytes) };
             after = last;
         }
     }
@@ -453,7 +477,7 @@ impl Engine {
         after: &[u8],
         budget_bytes: usize,
     ) -> (Vec<(Key, String)>, u64, u64, Option<Key>) {
-        let budget = budget_bytes.clamp(1, BULK_LEN_MAX);
+        let budget = budget_bytes.clamp(1, SCAN_BYTES_MAX);
         let index = self.index.read();
         let (found, next) = Self::collect(index.after(after), 4096, budget, |_, _| true);
         drop(index);
