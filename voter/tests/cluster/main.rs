@@ -442,6 +442,50 @@ fn an_old_copy_put_back_is_refilled_and_never_believed() {
     });
 }
 
+/// At the pace that is for people at work it would take for ever.
+#[test]
+fn a_copy_makes_way_to_people_unless_it_is_what_they_wait_for() {
+    runtime_test(async {
+        let mut world = World::made().await;
+        (world.limits.refill_busy_bytes_per_s, world.limits.copy_page_bytes) = (1, 1024);
+        for lost in [None, Some(BankId::C)] {
+            let mut c = filled(&world).await;
+            await_redundancy(&c.v, 3).await;
+            world.kill(BankId::B);
+            (0..300).for_each(|n| c.put(n, &"second".repeat(20)));
+            c.sync().await;
+            // Anew, so that nothing is kept to be sent again.
+            c.v.close().await.expect("close");
+            world.start(BankId::B);
+            c.v = world.open().await;
+            let v = c.v.clone();
+            let people = tokio::spawn(async move {
+                loop {
+                    (0..20).for_each(|_| v.somebody_asks());
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            });
+            tokio::time::sleep(Duration::from_millis(1500)).await;
+            assert_eq!(c.v.status().await.redundancy, 2, "the copy made way");
+            match lost {
+                None => people.abort(),
+                Some(bank) => world.kill(bank),
+            }
+            await_redundancy(&c.v, if lost.is_some() { 2 } else { 3 }).await;
+            people.abort();
+            if let Some(bank) = lost {
+                until("read again", async || c.v.get(vec![(0, key(0))]).await.is_ok()).await;
+                c.check().await;
+                world.start(bank);
+            }
+            await_redundancy(&c.v, 3).await;
+            c.check().await;
+            c.v.close().await.expect("close");
+            world.await_equal().await;
+        }
+    });
+}
+
 #[test]
 fn every_acknowledged_sync_survives_a_power_cut_of_everything() {
     for round in 0..10u64 {
