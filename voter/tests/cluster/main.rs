@@ -471,12 +471,11 @@ fn a_copy_makes_way_to_people_unless_it_is_what_they_wait_for() {
                 None => people.abort(),
                 Some(bank) => world.kill(bank),
             }
-            await_redundancy(&c.v, if lost.is_some() { 2 } else { 3 }).await;
-            people.abort();
             if let Some(bank) = lost {
                 until("read again", async || c.v.get(vec![(0, key(0))]).await.is_ok()).await;
                 c.check().await;
                 world.start(bank);
+                people.abort();
             }
             await_redundancy(&c.v, 3).await;
             c.check().await;
