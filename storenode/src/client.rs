@@ -32,7 +32,7 @@ const REPLY_LEN_MAX: usize = FRAME_PREFIX_LEN + HEAD_LEN_MAX + BULK_LEN_MAX;
 pub struct ClientLimits {
     /// Give up connecting after this; within the deadline of the call.
     pub connect_timeout: Duration,
-    /// Idle connections kept for the next calls.
+    /// Idle connections kept for the next calls; as many again for those of the background.
     pub idle_connections_max: usize,
     /// Close an idle connection after this. Shorter than the server's own bound
     /// (30 s), so that a call rarely meets a connection that is just being closed.

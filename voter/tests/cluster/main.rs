@@ -467,16 +467,13 @@ fn a_copy_makes_way_to_people_unless_it_is_what_they_wait_for() {
             });
             tokio::time::sleep(Duration::from_millis(1500)).await;
             assert_eq!(c.v.status().await.redundancy, 2, "the copy made way");
-            match lost {
-                None => people.abort(),
-                Some(bank) => world.kill(bank),
-            }
             if let Some(bank) = lost {
+                world.kill(bank);
                 until("read again", async || c.v.get(vec![(0, key(0))]).await.is_ok()).await;
                 c.check().await;
                 world.start(bank);
-                people.abort();
             }
+            people.abort();
             await_redundancy(&c.v, 3).await;
             c.check().await;
             c.v.close().await.expect("close");
