@@ -12,6 +12,9 @@ pub use real::RealDisk;
 use std::io;
 use std::sync::Arc;
 
+/// A write of this length is worth a path of its own, bytes: an append of it costs more than its sync.
+pub(crate) const LONG_WRITE: usize = 256 << 10;
+
 /// Size of the disk below, bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct DiskSpace {
@@ -86,6 +89,12 @@ pub trait DiskFile: Send + Sync {
     /// # Errors
     /// Whatever the disk answers; any part of the bytes may have been written.
     fn write_at(&self, pieces: &[&[u8]], offset: u64) -> io::Result<()>;
+
+    /// A piece of at least 256 KiB is written without a copy if its address in memory and its place in the
+    /// file are equal modulo this. 1: nothing is gained by that.
+    fn phase(&self) -> usize {
+        1
+    }
 
     /// Makes content and length durable.
     ///

@@ -18,6 +18,7 @@ use crate::wire::{
     digest,
 };
 use bytes::{BufMut, Bytes, BytesMut};
+use std::sync::Arc;
 
 /// First bytes of a part.
 pub const PART_MAGIC: [u8; 4] = *b"TPRT";
@@ -25,6 +26,8 @@ pub const PART_MAGIC: [u8; 4] = *b"TPRT";
 pub const PART_FORMAT: u16 = 1;
 /// Length of the fixed head, bytes.
 pub const PART_HEAD_LEN: usize = 152;
+/// Values of this length are not copied into the part, bytes: to copy shorter ones costs less than to send them apart.
+pub const PIECE_MIN: usize = 16 << 10;
 const FLAG_OPENING: u16 = 1;
 const RECORD_HEAD_LEN: usize = 23;
 
@@ -107,18 +110,62 @@ fn version_at(b: &[u8], at: usize) -> Version {
     Version::new(n(at), n(at + 8))
 }
 
-/// Encodes a part; computes each record's digest over the part's version.
+/// An encoded part in pieces, one behind the other.
+#[derive(Clone, Debug)]
+pub struct Pieces {
+    pieces: Arc<[Bytes]>,
+    len: usize,
+}
+
+impl Pieces {
+    /// Bytes of all of them.
+    #[must_use]
+    #[allow(clippy::len_without_is_empty, reason = "no part is empty")]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+    /// They themselves.
+    pub fn iter(&self) -> impl Iterator<Item = &Bytes> {
+        self.pieces.iter()
+    }
+}
+
+impl From<Bytes> for Pieces {
+    fn from(whole: Bytes) -> Self {
+        Self { len: whole.len(), pieces: Arc::from([whole]) }
+    }
+}
+
+/// Encodes a part into one piece; see [`encode_in_pieces`].
 ///
 /// # Panics
 /// If a limit of [`crate::wire`] is exceeded: the caller bounds its groups.
 #[must_use]
 pub fn encode(head: &PartHead, records: &[(Key, Option<Bytes>)]) -> Bytes {
+    let parts = encode_in_pieces(head, records);
+    match &*parts.pieces {
+        [whole] => whole.clone(),
+        pieces => pieces.concat().into(),
+    }
+}
+
+/// Encodes a part; computes each record's digest over the part's version. Values of [`PIECE_MIN`] bytes and
+/// more are pieces as they are, without a copy.
+///
+/// # Panics
+/// If a limit of [`crate::wire`] is exceeded: the caller bounds its groups.
+#[must_use]
+pub fn encode_in_pieces(head: &PartHead, records: &[(Key, Option<Bytes>)]) -> Pieces {
     assert!(records.len() <= PART_RECORDS_MAX, "a part has at most {PART_RECORDS_MAX} records");
     let keys: usize = records.iter().map(|(k, _)| RECORD_HEAD_LEN + k.len()).sum();
     let values: usize = records.iter().map(|(_, v)| v.as_ref().map_or(0, Bytes::len)).sum();
-    let total = PART_HEAD_LEN + 2 * head.shards.len() + keys + values + 4;
+    let table = PART_HEAD_LEN + 2 * head.shards.len() + keys;
+    let total = table + values + 4;
     assert!(values <= GROUP_BYTES_MAX + VALUE_LEN_MAX, "a part has at most one group of values");
-    let mut b = BytesMut::with_capacity(total);
+    let copied = |v: &&Bytes| v.len() < PIECE_MIN;
+    let short: usize =
+        records.iter().filter_map(|(_, v)| v.as_ref()).filter(copied).map(Bytes::len).sum();
+    let mut b = BytesMut::with_capacity(table + short + 4);
     let n = |x: usize| u32::try_from(x).expect("bounded by the asserts above");
     b.put_slice(&PART_MAGIC);
     b.put_u16_le(PART_FORMAT);
@@ -138,21 +185,32 @@ pub fn encode(head: &PartHead, records: &[(Key, Option<Bytes>)]) -> Bytes {
     for s in &head.shards {
         b.put_u16_le(*s);
     }
+    // Digest and checksum look at a value one after the other, while the processor has it at hand.
+    let mut values_crc = 0;
     for (key, value) in records {
         assert!(!key.is_empty() && key.len() <= KEY_LEN_MAX, "key length");
+        let bytes = value.as_deref();
         b.put_u8(u8::from(value.is_some()));
         b.put_u16_le(key.len() as u16);
-        b.put_u32_le(n(value.as_ref().map_or(0, Bytes::len)));
-        b.put_slice(&digest(key, head.version, value.as_deref()).0);
+        b.put_u32_le(n(bytes.map_or(0, <[u8]>::len)));
+        b.put_slice(&digest(key, head.version, bytes).0);
         b.put_slice(key);
+        values_crc = crc32c::crc32c_append(values_crc, bytes.unwrap_or_default());
     }
-    for (_, value) in records {
-        b.put_slice(value.as_deref().unwrap_or_default());
+    let crc = crc32c::crc32c_combine(crc32c::crc32c(&b), values_crc, values);
+    let mut pieces = Vec::new();
+    for value in records.iter().filter_map(|(_, v)| v.as_ref()) {
+        if copied(&value) {
+            b.put_slice(value);
+        } else {
+            pieces.extend([b.split().freeze(), value.clone()]);
+        }
     }
-    let crc = crc32c::crc32c(&b);
     b.put_u32_le(crc);
-    debug_assert_eq!(b.len(), total);
-    b.freeze()
+    pieces.push(b.freeze());
+    pieces.retain(|p| !p.is_empty());
+    debug_assert_eq!(pieces.iter().map(Bytes::len).sum::<usize>(), total);
+    Pieces { pieces: pieces.into(), len: total }
 }
 
 /// Length of the part that begins here, from its first 12 bytes.
@@ -303,6 +361,35 @@ mod tests {
             })
             .collect();
         assert_eq!(back, records);
+    }
+
+    #[test]
+    fn long_values_are_not_copied_and_the_pieces_are_the_part() {
+        let (head, _) = sample();
+        let value = |len, byte: u8| Some(Bytes::from(vec![byte; len]));
+        let long = Bytes::from(vec![7; PIECE_MIN]);
+        let value_of = |i| match i {
+            0 | 3 => value(PIECE_MIN - 1, 1),
+            1 => Some(long.clone()),
+            2 => None,
+            n => value(PIECE_MIN * n, n as u8),
+        };
+        for kinds in 0..1 << 5 {
+            let chosen = (0..5).filter(|i| kinds & 1 << i != 0);
+            let records: Vec<_> = chosen.map(|i| (vec![i as u8 + 1], value_of(i))).collect();
+            let pieces = encode_in_pieces(&head, &records);
+            let whole = Bytes::from(pieces.iter().flatten().copied().collect::<Vec<u8>>());
+            assert_eq!((whole.len(), &whole), (pieces.len(), &encode(&head, &records)));
+            let part = decode(whole).unwrap();
+            for (r, (key, value)) in part.records.iter().zip(&records) {
+                let stored =
+                    r.value.map(|(at, n)| part.bytes.slice(at as usize..(at + n) as usize));
+                assert_eq!((&r.key, &stored), (key, value));
+                assert_eq!(r.digest, digest(key, head.version, value.as_deref()));
+            }
+            let same = pieces.iter().any(|p| p.as_ptr() == long.as_ptr());
+            assert_eq!(same, kinds & 2 != 0);
+        }
     }
 
     #[test]

@@ -29,7 +29,7 @@ use self::message::{decode, overloaded, refusal, reply};
 use self::places::{Place, Places};
 use crate::background;
 use crate::buffers::{Buffers, Lent};
-use crate::frame::FRAME_PREFIX_LEN;
+use crate::frame::{self, FRAME_PREFIX_LEN};
 use crate::metrics::{HttpMetrics, message_index, store_metrics};
 use crate::service::Service;
 use crate::token::Token;
@@ -646,7 +646,12 @@ async fn read_body(body: Body, len: usize, buffers: &Buffers) -> Result<Bytes, S
         if data.len() == len {
             return Ok(data);
         }
-        all.get_or_insert_with(|| buffers.gather(len)).push(&data);
+        let gather = || {
+            // A part at a multiple of 8 can be written from where it is: see `engine::log`.
+            let before = frame::bulk_at(&data).map_or(0, |at| at.wrapping_neg() % 8);
+            buffers.gather(len, before)
+        };
+        all.get_or_insert_with(gather).push(&data);
     }
     match have {
         _ if have == len => Ok(all.map(Lent::freeze).unwrap_or_default()),

@@ -124,6 +124,131 @@ fn whatever_disk_operation_fails_what_was_acknowledged_stays() {
     }
 }
 
+/// Long parts that a disk wants in phase with memory, each with a mark before it: a life of them, every step of which
+/// may fail. Answers the last group that was acknowledged.
+fn long_life(disk: &MemoryDisk) -> u64 {
+    disk.set_phase(4096);
+    let Ok(service) = Service::open(Arc::new(disk.clone()), config(LONG_SEGMENT)) else { return 0 };
+    let mut n = Node { disk: disk.clone(), service, epoch: 0, segment_bytes: LONG_SEGMENT };
+    let assign = Request::Assign {
+        volume: VOLUME,
+        bank: BankId::A,
+        shard: 0,
+        shards: 1,
+        role: Role::Voter,
+        configuration: Configuration::default(),
+        wipe: false,
+    };
+    if n.call(assign).is_err() || n.fence(1).is_err() || n.attach(vec![]).is_err() {
+        return 0;
+    }
+    let mut acked = 0;
+    for seq in 1..=LONG_TOP {
+        // Of two, the second lies wherever the first one ends.
+        let parts: Vec<_> = [2 * seq - 1, 2 * seq].map(long_part).into();
+        let lens = parts.iter().map(|p| p.len() as u32).collect();
+        let mut memory = vec![0; seq as usize * 8 * 37];
+        parts.iter().for_each(|p| memory.extend_from_slice(p));
+        let bulk = bytes::Bytes::from(memory).slice(seq as usize * 8 * 37..);
+        let place = bulk.as_ptr().addr() % 4096;
+        let append = Request::Append { lens, watermark: v(1, 2 * seq - 2) };
+        if n.service.handle(n.envelope(), append, bulk).is_err() {
+            break;
+        }
+        acked = 2 * seq;
+        assert_eq!(place % 8, 0, "an allocator gives multiples of 8");
+        assert!(
+            places_of_parts(disk).contains(&place),
+            "the part stands where it may be written in place"
+        );
+    }
+    n.service.close();
+    acked
+}
+
+const LONG_SEGMENT: u64 = 2 << 20;
+const LONG_TOP: u64 = 3;
+
+fn long_part(seq: u64) -> bytes::Bytes {
+    let predecessor = if seq == 1 { Version::ZERO } else { v(1, seq - 1) };
+    let value = vec![seq as u8; (256 << 10) + seq as usize * 1_003];
+    part(v(1, seq), predecessor, &vec![put(&[seq as u8], &value)])
+}
+
+/// Where parts begin in the log, modulo a page.
+fn places_of_parts(disk: &MemoryDisk) -> Vec<usize> {
+    let disk = &disk.copy();
+    let names = disk.list().unwrap().into_iter().filter(|n| n.ends_with("seg"));
+    let all = names.map(|n| storenode::disk::read_file(disk, &n, 1 << 30).unwrap());
+    all.flat_map(|b| {
+        let begins = |(i, w): (usize, &[u8])| (w == b"TPRT").then_some(i % 4096);
+        b.windows(4).enumerate().filter_map(begins).collect::<Vec<_>>()
+    })
+    .collect()
+}
+
+#[test]
+fn long_parts_and_the_marks_before_them_survive_what_short_ones_do() {
+    let check = |disk: MemoryDisk, acked: u64, what: &str| {
+        let mut n = Node::blank(disk, LONG_SEGMENT);
+        let s = n.service.status();
+        assert_eq!((s.failed, s.damaged_through), (None, None), "{what}");
+        if acked == 0 {
+            return;
+        }
+        let at = s.position.position;
+        assert!(at >= v(1, acked), "{what}: stands at {at}, acked {acked}");
+        n.take(2);
+        n.commit(at);
+        let want = |seq| (vec![seq as u8], v(1, seq), (256 << 10) + seq as usize * 1_003);
+        let got: Vec<_> = n.scan().into_iter().map(|(k, v, b)| (k, v, b.len())).collect();
+        assert_eq!(got, (1..=at.seq).map(want).collect::<Vec<_>>(), "{what}");
+        let verify = Request::Verify { after: vec![], budget_bytes: 64 << 20 };
+        let Ok((Reply::Verified { bad, .. }, _)) = n.observe(verify) else { panic!("{what}") };
+        assert_eq!(bad, [], "{what}");
+    };
+    let disk = MemoryDisk::new();
+    assert_eq!(long_life(&disk), 2 * LONG_TOP);
+    let (before, operations) = (disk.copy(), disk.operations());
+    check(disk, 2 * LONG_TOP, "a start");
+    for nth in 1..=operations {
+        for power_cut in [false, true] {
+            let disk = MemoryDisk::new();
+            disk.fail_nth(nth);
+            let acked = long_life(&disk);
+            if power_cut {
+                disk.crash();
+            } else {
+                disk.kill();
+            }
+            check(disk, acked, &format!("operation {nth}, power cut {power_cut}"));
+        }
+    }
+    // The power fails in the next append, which came so far.
+    let mut whole = 0;
+    for nth in 1..=14 {
+        for kept in [0, 1, 63, 64, 65, 1_000, 4_096, 4_160, 5_000, 100_000, 300_000, usize::MAX] {
+            let disk = before.copy();
+            let mut n = Node::blank(disk.clone(), LONG_SEGMENT);
+            disk.set_phase(4096);
+            n.take(2);
+            disk.fail_nth(nth);
+            let next = part(v(2, 7), v(1, 6), &vec![put(b"n", &vec![9; 300_000])]);
+            let acked = n.append(&[next], v(1, 6)).is_ok();
+            disk.crash_keeping(|_, _| kept);
+            let s = Node::blank(disk, LONG_SEGMENT).service.status();
+            let what = format!("operation {nth}, {kept} bytes kept");
+            assert_eq!((s.failed, s.damaged_through), (None, None), "{what}");
+            let arrived = s.position.position == v(2, 7);
+            assert!(arrived || s.position.position == v(1, 6), "{what}");
+            assert!(arrived || !acked, "{what}");
+            assert!(acked || !arrived || kept == usize::MAX, "{what}");
+            whole += u32::from(arrived && !acked);
+        }
+    }
+    assert!(whole > 0, "no case in which all came and nothing was said");
+}
+
 /// An I/O error while a segment is compacted costs no value: what the disk does not give now stays where it
 /// is until it does.
 #[test]

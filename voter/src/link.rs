@@ -402,7 +402,7 @@ async fn pump(shared: &Arc<Shared>, shard: u16, bank: BankId, store: StoreId) ->
                 (parts, watermark)
             };
             let lens = parts.iter().map(|p| p.bytes.len() as u32).collect();
-            let bulk: Vec<_> = parts.into_iter().map(|p| p.bytes).collect();
+            let bulk = parts.iter().flat_map(|p| p.bytes.iter().cloned()).collect();
             let request = Request::Append { lens, watermark };
             flying.push(send(
                 shared,

@@ -668,12 +668,12 @@ impl Opener {
                 if let Some(raw) = bytes[i].get(version)
                     && let Ok(part) = part::decode(raw.clone())
                 {
-                    shard.push(&part.head, part.bytes);
+                    shard.push(&part.head, part.bytes.into());
                 } else {
                     shard.remember(*version);
                 }
             }
-            shard.push(&p.entry, part::encode(&p.entry, &[]));
+            shard.push(&p.entry, part::encode(&p.entry, &[]).into());
             shard.chain_end = plan.entry;
             shard.committed_end = plan.entry;
             shards.push(shard);

@@ -360,7 +360,7 @@ async fn seal(shared: Arc<Shared>) {
         if let Some(group) = sealed {
             add(&shared.metrics.groups, 1);
             for (shard, head, records) in group.parts {
-                let bytes = storenode::part::encode(&head, &records);
+                let bytes = storenode::part::encode_in_pieces(&head, &records);
                 add(&shared.metrics.part_bytes, bytes.len());
                 shared.core.lock().push_part(shard, &head, bytes);
             }

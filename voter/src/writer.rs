@@ -17,7 +17,7 @@ use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
-use storenode::part::PartHead;
+use storenode::part::{PartHead, Pieces};
 use storenode::wire::{
     BankId, Configuration, GROUP_BYTES_MAX, Key, OpeningMark, PART_RECORDS_MAX, PerBank, Position,
     StoreId, Version,
@@ -74,7 +74,7 @@ struct Overlaid {
 pub(crate) struct SentPart {
     pub(crate) version: Version,
     pub(crate) predecessor: Version,
-    pub(crate) bytes: Bytes,
+    pub(crate) bytes: Pieces,
 }
 
 /// How far one pass of a catch-up or refill came.
@@ -520,7 +520,7 @@ impl Core {
     }
 
     /// Hands an encoded part to the links of its shard.
-    pub(crate) fn push_part(&mut self, shard: u16, head: &PartHead, bytes: Bytes) {
+    pub(crate) fn push_part(&mut self, shard: u16, head: &PartHead, bytes: Pieces) {
         self.made_bytes += bytes.len() as u64;
         self.shards[shard as usize].push(head, bytes);
     }
@@ -636,7 +636,7 @@ impl Shard {
     }
 
     /// A part of the chain, behind all others.
-    pub(crate) fn push(&mut self, head: &PartHead, bytes: Bytes) {
+    pub(crate) fn push(&mut self, head: &PartHead, bytes: Pieces) {
         self.remember(head.version);
         self.parts_bytes += bytes.len();
         let (version, predecessor) = (head.version, head.predecessor);

@@ -32,6 +32,7 @@ struct Inner {
     fail_all: bool,
     syncs: u64,
     bytes_written: u64,
+    phase: Option<usize>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -104,6 +105,11 @@ impl MemoryDisk {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Asks for long pieces in phase, as a disk does that writes them without a copy: see [`DiskFile::phase`].
+    pub fn set_phase(&self, phase: usize) {
+        self.0.lock().phase = Some(phase);
     }
 
     /// Limits all files together; `None` = no limit.
@@ -352,6 +358,10 @@ impl DiskFile for MemoryFile {
             }
             Ok(())
         })
+    }
+
+    fn phase(&self) -> usize {
+        self.disk.lock().phase.unwrap_or(1)
     }
 
     fn sync_data(&self) -> io::Result<()> {

@@ -1,6 +1,6 @@
 //! A directory of the machine.
 
-use super::{Disk, DiskFile, DiskSpace};
+use super::{Disk, DiskFile, DiskSpace, LONG_WRITE};
 use crate::background;
 use parking_lot::Mutex;
 use rustix::fs::{Advice, FallocateFlags, FlockOperation, OFlags};
@@ -14,9 +14,7 @@ const LOCK_NAME: &str = "lock";
 /// Pieces that one `pwritev` takes (the kernel's limit is 1,024).
 const PIECES_MAX: usize = 512;
 
-/// Shorter writes go through the page cache: an append of this length is worth more than its own sync.
-const DIRECT_MIN: usize = 256 << 10;
-/// Bytes that one direct write takes, through a buffer of as much.
+/// Bytes that one direct write takes, through a buffer of as much or from where they are.
 const DIRECT_STEP: usize = 1 << 20;
 /// The same for what nobody waits for: others' syncs get in between.
 const DIRECT_STEP_BEHIND: usize = 128 << 10;
@@ -56,7 +54,51 @@ impl Direct {
         len: usize,
         offset: u64,
     ) -> io::Result<usize> {
-        use rustix::io::Errno;
+        if !self.open(path) {
+            return Ok(0);
+        }
+        if self.buffer.is_empty() {
+            self.buffer = vec![0; DIRECT_STEP + ALIGN];
+        }
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let start = buffer.as_ptr().align_offset(ALIGN).min(ALIGN);
+        let mut from = Gather { pieces, piece: 0, at: 0 };
+        from.skip(skip);
+        let (mut done, step) = (0, step_of(len));
+        let written = loop {
+            if done == len {
+                break Ok(done);
+            }
+            let bytes = &mut buffer[start..start + step.min(len - done)];
+            from.fill(bytes);
+            match self.put(bytes, offset + done as u64) {
+                Ok(n) if n == bytes.len() => done += n,
+                other => break other.map(|n| done + n),
+            }
+        };
+        self.buffer = buffer;
+        written
+    }
+
+    /// The same for one piece that lies in memory as it will in the file.
+    fn write_in_place(&mut self, path: &Path, piece: &[u8], offset: u64) -> io::Result<usize> {
+        if !self.open(path) {
+            return Ok(0);
+        }
+        let mut done = 0;
+        let step = if background::is_here() { step_of(piece.len()) } else { piece.len() };
+        for step in piece.chunks(step.max(1)) {
+            let n = self.put(step, offset + done as u64)?;
+            done += n;
+            if n < step.len() {
+                break;
+            }
+        }
+        Ok(done)
+    }
+
+    /// Makes sure that the file is the one to write to. False: this disk cannot do it.
+    fn open(&mut self, path: &Path) -> bool {
         if self.file.as_ref().is_none_or(|(p, _)| p != path) {
             let flag = i32::try_from(OFlags::DIRECT.bits()).unwrap_or_default();
             match OpenOptions::new().write(true).custom_flags(flag).open(path) {
@@ -64,47 +106,56 @@ impl Direct {
                 Err(e) => {
                     tracing::info!(error = %e, "no direct writes here");
                     self.refused = true;
-                    return Ok(0);
+                    return false;
                 }
             }
         }
-        let Some((_, file)) = &self.file else { return Ok(0) };
-        if self.buffer.is_empty() {
-            self.buffer = vec![0; DIRECT_STEP + ALIGN];
-        }
-        let start = self.buffer.as_ptr().align_offset(ALIGN).min(ALIGN);
-        let buffer = &mut self.buffer[start..start + DIRECT_STEP];
-        let mut from = Gather { pieces, piece: 0, at: 0 };
-        from.skip(skip);
-        let mut done = 0;
-        // What is long is of a moment in which nobody works.
-        let behind = background::is_here() && len < DIRECT_STEP;
-        let most = if behind { DIRECT_STEP_BEHIND } else { DIRECT_STEP };
-        while done < len {
-            let step = most.min(len - done);
-            from.fill(&mut buffer[..step]);
-            let mut written = 0;
-            while written < step {
-                match rustix::io::pwrite(
-                    file,
-                    &buffer[written..step],
-                    offset + (done + written) as u64,
-                ) {
-                    Ok(n) if n > 0 && n.is_multiple_of(ALIGN) => written += n,
-                    // What is left goes the other way.
-                    Ok(n) => return Ok(done + written + n / ALIGN * ALIGN),
-                    Err(Errno::INTR) => {}
-                    Err(Errno::INVAL | Errno::OPNOTSUPP) => {
-                        self.refused = true;
-                        return Ok(done + written);
-                    }
-                    Err(e) => return Err(e.into()),
-                }
-            }
-            done += step;
-        }
-        Ok(done)
+        true
     }
+
+    /// Writes `bytes`, all of it or less; what is left goes the other way.
+    fn put(&mut self, bytes: &[u8], offset: u64) -> io::Result<usize> {
+        use rustix::io::Errno;
+        let Some((_, file)) = &self.file else { return Ok(0) };
+        let mut written = 0;
+        while written < bytes.len() {
+            match rustix::io::pwrite(file, &bytes[written..], offset + written as u64) {
+                Ok(n) if n > 0 && n.is_multiple_of(ALIGN) => written += n,
+                Ok(n) => return Ok(written + n / ALIGN * ALIGN),
+                Err(Errno::INTR) => {}
+                Err(Errno::INVAL | Errno::OPNOTSUPP) => {
+                    self.refused = true;
+                    break;
+                }
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(written)
+    }
+}
+
+/// Bytes per step of a direct write of `len`.
+fn step_of(len: usize) -> usize {
+    // What is long is of a moment in which nobody works.
+    if background::is_here() && len < DIRECT_STEP { DIRECT_STEP_BEHIND } else { DIRECT_STEP }
+}
+
+/// The whole pages of the first long piece from byte `from` of `pieces` on that lies in memory as it will in the
+/// file: where they begin in `pieces`, of which the first byte stands at `offset`, and they themselves.
+fn in_place<'a>(pieces: &[&'a [u8]], from: usize, offset: u64) -> Option<(usize, &'a [u8])> {
+    let align = ALIGN as u64;
+    let mut at = 0;
+    for piece in pieces {
+        let place = offset + at as u64;
+        let in_phase = piece.as_ptr().addr() as u64 % align == place % align;
+        if at >= from && piece.len() >= LONG_WRITE && in_phase {
+            let before = (place.next_multiple_of(align) - place) as usize;
+            let whole = (piece.len() - before) / ALIGN * ALIGN;
+            return Some((at + before, &piece[before..before + whole]));
+        }
+        at += piece.len();
+    }
+    None
 }
 
 /// A place in a list of pieces.
@@ -114,9 +165,9 @@ struct Gather<'a> {
     at: usize,
 }
 
-impl Gather<'_> {
+impl<'a> Gather<'a> {
     /// What is left of the piece it stands in, at most `max` bytes of it; goes on behind that.
-    fn next(&mut self, max: usize) -> &[u8] {
+    fn next(&mut self, max: usize) -> &'a [u8] {
         while self.piece < self.pieces.len() && self.at == self.pieces[self.piece].len() {
             (self.piece, self.at) = (self.piece + 1, 0);
         }
@@ -302,17 +353,39 @@ impl RealFile {
         Ok(())
     }
 
-    /// Writes the bytes `from..to` of `pieces`, of which the first stands at `offset`.
+    /// Writes the bytes `from..to` of `pieces`, of which the first stands at `offset`, through the page cache.
     fn write_part(&self, pieces: &[&[u8]], from: usize, to: usize, offset: u64) -> io::Result<()> {
         let mut gather = Gather { pieces, piece: 0, at: 0 };
         gather.skip(from);
-        let mut at = from;
+        let (mut part, mut at) = (Vec::new(), from);
         while at < to {
-            let piece = gather.next(to - at);
-            self.write_cached(&[piece], offset + at as u64)?;
-            at += piece.len();
+            part.push(gather.next(to - at));
+            at += part.last().map_or(to, |p| p.len());
         }
-        Ok(())
+        self.write_cached(&part, offset + from as u64)
+    }
+
+    /// The same, past the page cache if it is long, through a buffer.
+    fn write_copied(
+        &self,
+        pieces: &[&[u8]],
+        from: usize,
+        to: usize,
+        offset: u64,
+    ) -> io::Result<()> {
+        let mut direct = self.direct.lock();
+        if to - from < LONG_WRITE || direct.refused {
+            drop(direct);
+            return self.write_part(pieces, from, to, offset);
+        }
+        // The pages at both ends are shared with what stands before and what comes behind.
+        let place = offset + from as u64;
+        let first = from + (place.next_multiple_of(ALIGN as u64) - place) as usize;
+        let whole = (to - first) / ALIGN * ALIGN;
+        let done = direct.write(&self.path, pieces, first, whole, offset + first as u64)?;
+        drop(direct);
+        self.write_part(pieces, from, first, offset)?;
+        self.write_part(pieces, first + done, to, offset)
     }
 }
 
@@ -332,22 +405,29 @@ impl DiskFile for RealFile {
 
     fn write_at(&self, pieces: &[&[u8]], offset: u64) -> io::Result<()> {
         let len: usize = pieces.iter().map(|p| p.len()).sum();
-        if len < DIRECT_MIN {
+        if len < LONG_WRITE || self.phase() == 1 {
             return self.write_cached(pieces, offset);
         }
-        let mut direct = self.direct.lock();
-        if direct.refused {
-            drop(direct);
-            return self.write_cached(pieces, offset);
+        let mut at = 0;
+        while at < len {
+            let found = in_place(pieces, at, offset);
+            let until = found.map_or(len, |(begin, _)| begin);
+            self.write_copied(pieces, at, until, offset)?;
+            at = until;
+            if let Some((_, pages)) = found {
+                let mut direct = self.direct.lock();
+                let done = direct.write_in_place(&self.path, pages, offset + at as u64)?;
+                drop(direct);
+                // What was refused.
+                self.write_part(pieces, at + done, at + pages.len(), offset)?;
+                at += pages.len();
+            }
         }
-        // The pages at both ends are shared with what stands before and what comes behind.
-        let head = offset.next_multiple_of(ALIGN as u64) - offset;
-        let from = usize::try_from(head).unwrap_or_default();
-        let whole = (len - from) / ALIGN * ALIGN;
-        let done = direct.write(&self.path, pieces, from, whole, offset + head)?;
-        drop(direct);
-        self.write_part(pieces, 0, from, offset)?;
-        self.write_part(pieces, from + done, len, offset)
+        Ok(())
+    }
+
+    fn phase(&self) -> usize {
+        if self.direct.lock().refused { 1 } else { ALIGN }
     }
 
     fn sync_data(&self) -> io::Result<()> {

@@ -7,7 +7,7 @@
 use super::chain::Place;
 use super::entry::{HEADER_LEN, Header, Kind, Snapshot, encode_small, entry_len, seed};
 use super::segment::{Owner, SEGMENT_HEAD_LEN, encode_segment_head, segment_name};
-use crate::disk::{Disk, DiskFile};
+use crate::disk::{Disk, DiskFile, LONG_WRITE};
 use crate::wire::Version;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::io;
@@ -17,6 +17,8 @@ use std::time::Instant;
 
 /// When a whole segment cannot be reserved, reserve this much beside what is to be written.
 const SMALL_RESERVATION: u64 = 1 << 20;
+/// Longest entry that is written to bring the next one's payload to its place.
+const GAP_MAX: u64 = 4096 + HEADER_LEN as u64;
 const ZEROS: [u8; 8] = [0; 8];
 /// What is reserved is cleared in steps of this.
 const CLEAR_STEP: u64 = 256 << 10;
@@ -55,6 +57,33 @@ impl<'a> NewEntry<'a> {
     }
     pub(crate) fn len(&self) -> usize {
         self.pieces.iter().map(|p| p.len()).sum()
+    }
+
+    /// A payload that a disk may write without copying it, if it stands at the right place.
+    fn in_one_piece(&self) -> Option<&'a [u8]> {
+        match self.pieces[..] {
+            [piece] if piece.len() >= LONG_WRITE => Some(piece),
+            _ => None,
+        }
+    }
+
+    /// The longest entry that may have to stand before it.
+    fn gap_max(&self) -> u64 {
+        self.in_one_piece().map_or(0, |_| GAP_MAX)
+    }
+
+    /// Length of the payload of a mark to be written at `at`, before this entry, so that this one's payload lies in
+    /// the file as it does in memory, modulo `phase` ([`DiskFile::phase`]): a disk then writes it from
+    /// where it is. `None` when none is needed, or none helps.
+    fn gap_before(&self, at: u64, phase: usize) -> Option<usize> {
+        let header = HEADER_LEN as u64;
+        let payload = self.in_one_piece().filter(|_| phase > 1)?;
+        let (phase, address) = (phase as u64, payload.as_ptr().addr() as u64);
+        let distance = (address % phase + phase - (at + header) % phase) % phase;
+        // Entries stand at multiples of 8, and none is shorter than its header.
+        let distance = if distance < header { distance + phase } else { distance };
+        let needed = distance != phase && distance.is_multiple_of(8) && distance <= GAP_MAX;
+        needed.then(|| (distance - header) as usize)
     }
 }
 
@@ -288,30 +317,45 @@ impl Log {
         if let Some(what) = self.failed() {
             return Err(WriteError::Failed(what));
         }
-        let total: u64 = entries.iter().map(|e| entry_len(e.len())).sum();
-        let fits = tail.active.as_ref().is_some_and(|a| a.offset + total <= self.segment_bytes);
+        // With what may be left out before long entries.
+        let most: u64 = entries.iter().map(|e| entry_len(e.len()) + e.gap_max()).sum();
+        let fits = tail.active.as_ref().is_some_and(|a| a.offset + most <= self.segment_bytes);
         if !fits {
-            self.roll(tail, total, snapshot)?;
+            self.roll(tail, most, snapshot)?;
         }
         let synced = self.synced();
         let Some(active) = tail.active.as_mut() else {
             return Err(WriteError::Failed("no segment".into()));
         };
         let synced = synced.saturating_sub(log_position(active.number, 0)).min(active.offset);
+        let phase = active.file.phase();
         let mut headers = Vec::with_capacity(entries.len());
         let mut written = Vec::with_capacity(entries.len());
         let mut at = active.offset;
         for entry in entries {
-            tail.ordinal += 1;
-            let header = header_of(entry, tail.ordinal, synced, watermark);
-            headers.push(header.encode(active.seed, at));
+            let mut header = |entry: &NewEntry<'_>, at| {
+                tail.ordinal += 1;
+                header_of(entry, tail.ordinal, synced, watermark).encode(active.seed, at)
+            };
+            let gap = entry.gap_before(at, phase);
+            let mark = gap.map(|len| {
+                let mark = NewEntry::small(Kind::Mark, &CLEARED[..len]);
+                let header = header(&mark, at);
+                at += entry_len(len);
+                (header, len)
+            });
+            headers.push((mark, header(entry, at)));
             let offset = (at + HEADER_LEN as u64) as u32;
             at += entry_len(entry.len());
             let place = Place { segment: active.number, offset };
             written.push(Written { place, end: log_position(active.number, at) });
         }
-        let mut pieces: Vec<&[u8]> = Vec::with_capacity(entries.len() * 3);
-        for (entry, header) in entries.iter().zip(&headers) {
+        let total = at - active.offset;
+        let mut pieces: Vec<&[u8]> = Vec::with_capacity(entries.len() * 5);
+        for (entry, (mark, header)) in entries.iter().zip(&headers) {
+            if let Some((header, len)) = mark {
+                pieces.extend([&header[..], &CLEARED[..*len]]);
+            }
             pieces.push(header);
             pieces.extend(&entry.pieces);
             let pad = entry_len(entry.len()) as usize - HEADER_LEN - entry.len();
@@ -484,5 +528,35 @@ fn header_of(entry: &NewEntry<'_>, ordinal: u64, synced: u64, watermark: Version
         ordinal,
         synced,
         watermark,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_out_brings_a_payload_into_phase_and_nothing_else_is() {
+        let memory = vec![0; LONG_WRITE + 8192];
+        for address in 0..8192 {
+            let payload = &memory[address..address + LONG_WRITE];
+            let address = payload.as_ptr().addr() as u64;
+            let entry =
+                NewEntry { kind: Kind::Part, pieces: vec![payload], checked: 0, full_crc: None };
+            for at in (0..4096 * 2).step_by(136) {
+                let gap = entry.gap_before(at, 4096);
+                assert!(gap.is_none_or(|len| entry_len(len) <= entry.gap_max()));
+                let begins = at + gap.map_or(0, entry_len) + HEADER_LEN as u64;
+                assert_eq!(
+                    begins % 4096 == address % 4096,
+                    address.is_multiple_of(8),
+                    "{address} {at}"
+                );
+                assert!(address.is_multiple_of(8) || gap.is_none());
+                assert_eq!(entry.gap_before(at, 1), None);
+            }
+        }
+        let short = NewEntry::small(Kind::Part, &memory[..LONG_WRITE - 1]);
+        assert_eq!((short.gap_before(0, 4096), short.gap_max()), (None, 0));
     }
 }

@@ -40,7 +40,7 @@ fn seal(c: &mut Core) -> Version {
     let s = c.sealed.pop_front().unwrap();
     for (shard, head, records) in s.parts {
         let bytes = storenode::part::encode(&head, &records);
-        c.push_part(shard, &head, bytes);
+        c.push_part(shard, &head, bytes.into());
     }
     c.shards.iter().map(|s| s.chain_end).max().unwrap()
 }
