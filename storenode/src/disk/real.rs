@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 use rustix::fs::{Advice, FallocateFlags, FlockOperation, OFlags};
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ const LOCK_NAME: &str = "lock";
 /// Pieces that one `pwritev` takes (the kernel's limit is 1,024).
 const PIECES_MAX: usize = 512;
 
-/// Bytes that one direct write takes, through a buffer of as much or from where they are.
+/// Bytes that one direct write takes through a buffer of as much.
 const DIRECT_STEP: usize = 1 << 20;
 /// The same for what nobody waits for: others' syncs get in between.
 const DIRECT_STEP_BEHIND: usize = 128 << 10;
@@ -36,10 +36,19 @@ pub struct RealDisk {
 /// of a file the same. A filesystem that cannot do this gets ordinary writes.
 #[derive(Debug, Default)]
 struct Direct {
-    /// The file written to last: a log writes to one at a time.
-    file: Option<(PathBuf, File)>,
+    /// The file written to last: a log writes to one at a time. Not by its name, which another one may have
+    /// by now.
+    file: Option<(FileId, File)>,
     buffer: Vec<u8>,
     refused: bool,
+}
+
+/// Device and inode: which file it is, as long as somebody has it open.
+type FileId = (u64, u64);
+
+fn id_of(file: &File) -> io::Result<FileId> {
+    let m = file.metadata()?;
+    Ok((m.dev(), m.ino()))
 }
 
 impl Direct {
@@ -48,13 +57,13 @@ impl Direct {
     /// writes are refused.
     fn write(
         &mut self,
-        path: &Path,
+        to: &RealFile,
         pieces: &[&[u8]],
         skip: usize,
         len: usize,
         offset: u64,
     ) -> io::Result<usize> {
-        if !self.open(path) {
+        if !self.open(to) {
             return Ok(0);
         }
         if self.buffer.is_empty() {
@@ -81,8 +90,8 @@ impl Direct {
     }
 
     /// The same for one piece that lies in memory as it will in the file.
-    fn write_in_place(&mut self, path: &Path, piece: &[u8], offset: u64) -> io::Result<usize> {
-        if !self.open(path) {
+    fn write_in_place(&mut self, to: &RealFile, piece: &[u8], offset: u64) -> io::Result<usize> {
+        if !self.open(to) {
             return Ok(0);
         }
         let mut done = 0;
@@ -97,20 +106,26 @@ impl Direct {
         Ok(done)
     }
 
-    /// Makes sure that the file is the one to write to. False: this disk cannot do it.
-    fn open(&mut self, path: &Path) -> bool {
-        if self.file.as_ref().is_none_or(|(p, _)| p != path) {
-            let flag = i32::try_from(OFlags::DIRECT.bits()).unwrap_or_default();
-            match OpenOptions::new().write(true).custom_flags(flag).open(path) {
-                Ok(file) => self.file = Some((path.to_path_buf(), file)),
-                Err(e) => {
-                    tracing::info!(error = %e, "no direct writes here");
-                    self.refused = true;
-                    return false;
-                }
+    /// Makes sure that `of` is the file to write to. False: it cannot be written to directly.
+    fn open(&mut self, of: &RealFile) -> bool {
+        if self.file.as_ref().is_some_and(|(id, _)| *id == of.id) {
+            return true;
+        }
+        let flag = i32::try_from(OFlags::DIRECT.bits()).unwrap_or_default();
+        match OpenOptions::new().write(true).custom_flags(flag).open(&of.path) {
+            // Removed meanwhile, and perhaps made anew: the name is not that of this file any more.
+            Ok(file) if id_of(&file).is_ok_and(|id| id == of.id) => {
+                self.file = Some((of.id, file));
+                true
+            }
+            Ok(_) => false,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => false,
+            Err(e) => {
+                tracing::info!(error = %e, "no direct writes here");
+                self.refused = true;
+                false
             }
         }
-        true
     }
 
     /// Writes `bytes`, all of it or less; what is left goes the other way.
@@ -215,10 +230,11 @@ impl RealDisk {
 
     /// Of a file whatever is asked for is read and nothing else: three banks take turns in answering, so what
     /// follows in one log is asked of another bank, and reading ahead would read everything three times.
-    fn file(&self, name: &str, file: File) -> Arc<dyn DiskFile> {
+    fn file(&self, name: &str, file: File) -> io::Result<Arc<dyn DiskFile>> {
         // Advice; without it all is as right.
         let _ = rustix::fs::fadvise(&file, 0, None, Advice::Random);
-        Arc::new(RealFile { file, path: self.path.join(name), direct: Arc::clone(&self.direct) })
+        let (id, direct) = (id_of(&file)?, Arc::clone(&self.direct));
+        Ok(Arc::new(RealFile { file, id, path: self.path.join(name), direct }))
     }
 
     /// Where it is.
@@ -287,11 +303,11 @@ impl Disk for RealDisk {
             }
             other => other?,
         };
-        Ok(self.file(name, file))
+        self.file(name, file)
     }
 
     fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
-        Ok(self.file(name, options().create_new(true).open(self.path.join(name))?))
+        self.file(name, options().create_new(true).open(self.path.join(name))?)
     }
 
     fn replace(&self, name: &str, content: &[u8]) -> io::Result<()> {
@@ -304,6 +320,8 @@ impl Disk for RealDisk {
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
+        // An open one would keep its space.
+        self.direct.lock().file = None;
         match std::fs::remove_file(self.path.join(name)) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
             other => other,
@@ -325,6 +343,7 @@ impl Disk for RealDisk {
 
 struct RealFile {
     file: File,
+    id: FileId,
     path: PathBuf,
     direct: Arc<Mutex<Direct>>,
 }
@@ -382,7 +401,7 @@ impl RealFile {
         let place = offset + from as u64;
         let first = from + (place.next_multiple_of(ALIGN as u64) - place) as usize;
         let whole = (to - first) / ALIGN * ALIGN;
-        let done = direct.write(&self.path, pieces, first, whole, offset + first as u64)?;
+        let done = direct.write(self, pieces, first, whole, offset + first as u64)?;
         drop(direct);
         self.write_part(pieces, from, first, offset)?;
         self.write_part(pieces, first + done, to, offset)
@@ -416,7 +435,7 @@ impl DiskFile for RealFile {
             at = until;
             if let Some((_, pages)) = found {
                 let mut direct = self.direct.lock();
-                let done = direct.write_in_place(&self.path, pages, offset + at as u64)?;
+                let done = direct.write_in_place(self, pages, offset + at as u64)?;
                 drop(direct);
                 // What was refused.
                 self.write_part(pieces, at + done, at + pages.len(), offset)?;
@@ -454,5 +473,30 @@ impl DiskFile for RealFile {
 
     fn len(&self) -> io::Result<u64> {
         Ok(self.file.metadata()?.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whole_pages_of_a_long_piece_in_phase_are_found_and_nothing_else() {
+        let memory = vec![0u8; LONG_WRITE + 3 * ALIGN];
+        let page = memory.as_ptr().align_offset(ALIGN);
+        let piece = |from: usize, len: usize| &memory[page + from..page + from + len];
+        let long = piece(64, LONG_WRITE);
+        let found = |pieces: &[&[u8]], from, offset| {
+            in_place(pieces, from, offset)
+                .map(|(at, p)| (at, p.as_ptr().addr() - page - memory.as_ptr().addr(), p.len()))
+        };
+        let whole = LONG_WRITE - ALIGN;
+        assert_eq!(found(&[long], 0, 64), Some((ALIGN - 64, ALIGN, whole)));
+        let behind = [piece(0, 64), long, piece(0, 100)];
+        assert_eq!(found(&behind, 0, 8 * 4096), Some((ALIGN, ALIGN, whole)));
+        assert_eq!(found(&behind, 65, 8 * 4096), None, "it began before");
+        assert_eq!(found(&behind, 0, 8 * 4096 + 8), None, "not in phase");
+        assert_eq!(found(&[piece(64, LONG_WRITE - 1)], 0, 64), None, "not long");
+        assert_eq!(found(&[piece(0, LONG_WRITE)], 0, 0), Some((0, 0, LONG_WRITE)));
     }
 }
