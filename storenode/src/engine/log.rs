@@ -67,9 +67,9 @@ impl<'a> NewEntry<'a> {
         }
     }
 
-    /// The longest entry that may have to stand before it.
-    fn gap_max(&self) -> u64 {
-        self.in_one_piece().map_or(0, |_| GAP_MAX)
+    /// Bytes in the log, with a mark before it if it is long.
+    pub(crate) fn takes_at_most(&self) -> u64 {
+        entry_len(self.len()) + self.in_one_piece().map_or(0, |_| GAP_MAX)
     }
 
     /// Length of the payload of a mark to be written at `at`, before this entry, so that this one's payload lies in
@@ -318,7 +318,7 @@ impl Log {
             return Err(WriteError::Failed(what));
         }
         // With what may be left out before long entries.
-        let most: u64 = entries.iter().map(|e| entry_len(e.len()) + e.gap_max()).sum();
+        let most: u64 = entries.iter().map(NewEntry::takes_at_most).sum();
         let fits = tail.active.as_ref().is_some_and(|a| a.offset + most <= self.segment_bytes);
         if !fits {
             self.roll(tail, most, snapshot)?;
@@ -545,7 +545,7 @@ mod tests {
                 NewEntry { kind: Kind::Part, pieces: vec![payload], checked: 0, full_crc: None };
             for at in (0..4096 * 2).step_by(136) {
                 let gap = entry.gap_before(at, 4096);
-                assert!(gap.is_none_or(|len| entry_len(len) <= entry.gap_max()));
+                assert!(gap.map_or(0, entry_len) + entry_len(LONG_WRITE) <= entry.takes_at_most());
                 let begins = at + gap.map_or(0, entry_len) + HEADER_LEN as u64;
                 assert_eq!(
                     begins % 4096 == address % 4096,
@@ -557,6 +557,9 @@ mod tests {
             }
         }
         let short = NewEntry::small(Kind::Part, &memory[..LONG_WRITE - 1]);
-        assert_eq!((short.gap_before(0, 4096), short.gap_max()), (None, 0));
+        assert_eq!(
+            (short.gap_before(0, 4096), short.takes_at_most()),
+            (None, entry_len(LONG_WRITE - 1))
+        );
     }
 }

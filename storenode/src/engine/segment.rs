@@ -293,7 +293,10 @@ impl TableScan {
             };
             used += read;
             let values = u64::from(header.len).saturating_sub(u64::from(header.checked));
-            self.ahead = if values >= VALUES_SKIPPED { TABLE_STEP } else { TABLES_STEP };
+            // Before a long part stands a mark: what comes behind it is as what came before.
+            if header.kind != Kind::Mark {
+                self.ahead = if values >= VALUES_SKIPPED { TABLE_STEP } else { TABLES_STEP };
+            }
             let table =
                 &self.window[(payload - self.window_at) as usize..][..header.checked as usize];
             if crc32c::crc32c(table) != header.checked_crc {
@@ -378,9 +381,21 @@ fn push_gap(s: &mut Scan, bytes: &Bytes, from: u64, next: Option<(u64, u64)>) {
         };
         s.items.push(Item::Entry { offset: from, header, full: true });
     } else {
-        s.items.push(Item::Gap { from, to, only: None, single });
+        let mark = single && says_mark(&bytes[from as usize..to as usize]);
+        s.items.push(Item::Gap { from, to, only: mark.then_some(Kind::Mark), single });
     }
     s.end = to;
+}
+
+/// A mark with a damaged header, at the length of which the next entry stands: no other kind has a payload of
+/// zeros, and where everything was lost the header would be zeros too. Each long part has one before it,
+/// and what is damaged there must not cost more than what is damaged in the part.
+fn says_mark(bytes: &[u8]) -> bool {
+    let Some((header, payload)) = bytes.split_at_checked(HEADER_LEN) else { return false };
+    header[..4] == MAGIC
+        && header[4] == Kind::Mark as u8
+        && entry_len(u32_at(header, 8) as usize) == bytes.len() as u64
+        && payload.iter().all(|b| *b == 0)
 }
 
 #[cfg(test)]
@@ -389,6 +404,56 @@ mod tests {
     use crate::wire::Version;
 
     const STORE: StoreId = StoreId([5; 16]);
+
+    #[test]
+    fn a_mark_with_a_damaged_header_is_known_for_one_and_what_was_zeroed_is_not() {
+        let owner = Owner { store: STORE, volume: VolumeId([1; 16]), bank: BankId::B, shard: 3 };
+        let mut b = encode_segment_head(&owner, 9).to_vec();
+        let mut starts = Vec::new();
+        for (ordinal, kind, len) in
+            [(1, Kind::Cursor, 24), (2, Kind::Mark, 104), (3, Kind::Join, 8)]
+        {
+            let payload = vec![if kind == Kind::Mark { 0 } else { 7 }; len];
+            let crc = crc32c::crc32c(&payload);
+            let (checked, checked_crc, full_crc) = (len as u32, crc, crc);
+            let (synced, watermark, len) = (b.len() as u64, Version::ZERO, len as u32);
+            let header =
+                Header { kind, len, checked, checked_crc, full_crc, ordinal, synced, watermark };
+            starts.push(b.len());
+            b.extend(header.encode(seed(STORE, 9), b.len() as u64));
+            b.extend(payload);
+        }
+        let gap = |b: Vec<u8>| {
+            let s = scan(&Bytes::from(b), STORE, 9, None, true, 0);
+            let gaps = s.items.iter().filter_map(|i| match *i {
+                Item::Gap { only, single, from, to } => {
+                    Some((only, single, from as usize, to as usize))
+                }
+                Item::Entry { .. } => None,
+            });
+            gaps.collect::<Vec<_>>()
+        };
+        assert_eq!(gap(b.clone()), []);
+        let at = starts[1]..starts[2];
+        for bit in 0..HEADER_LEN * 8 {
+            let mut bad = b.clone();
+            bad[at.start + bit / 8] ^= 1 << (bit % 8);
+            let told = !matches!(bit / 8, 0..=4 | 8..=11);
+            assert_eq!(
+                gap(bad),
+                [(told.then_some(Kind::Mark), true, at.start, at.end)],
+                "bit {bit}"
+            );
+        }
+        let mut bad = b.clone();
+        bad[at.clone()].fill(0);
+        assert_eq!(gap(bad), [(None, true, at.start, at.end)]);
+        // A part that lost its content, with a header that looks like that of a mark.
+        let mut bad = b.clone();
+        bad[at.start + 60] ^= 1;
+        bad[at.end - 1] ^= 1;
+        assert_eq!(gap(bad), [(None, true, at.start, at.end)]);
+    }
 
     /// A segment of small marks; the `synced` of each entry as given.
     fn build(synced: &[u64]) -> (Vec<u8>, Vec<u64>) {

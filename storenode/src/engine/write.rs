@@ -157,9 +157,9 @@ impl Engine {
             let tail = p.bytes.last_chunk::<4>().map(|b| u32::from_le_bytes(*b));
             values += p.bytes.len() - checked;
             puts |= p.records.iter().any(|r| r.value.is_some());
-            bytes += super::entry::entry_len(p.bytes.len());
             let pieces = vec![&p.bytes[..]];
             entries.push(NewEntry { kind: Kind::Part, pieces, checked, full_crc: tail });
+            bytes += entries.last().map_or(0, NewEntry::takes_at_most);
         }
         self.check_room(bytes, values, puts)?;
         let written = self.put(tail, &entries).map_err(|e| self.refusal(e))?;
@@ -351,7 +351,7 @@ impl Engine {
             full_crc: None,
         });
         let (_, free, _) = self.room();
-        let bytes: u64 = entries.iter().map(|e| super::entry::entry_len(e.len())).sum();
+        let bytes: u64 = entries.iter().map(NewEntry::takes_at_most).sum();
         if free < bytes {
             return Err(NodeError::Full { free_bytes: 0 });
         }

@@ -4,6 +4,7 @@
 
 use super::*;
 use crate::client::{ClientError, ClientLimits, NodeClient};
+use crate::disk::LONG_WRITE;
 use crate::frame;
 use crate::wire::{Found, Position, StoreId, Version, VolumeId, WIRE_FORMAT};
 use std::io::{Read, Write};
@@ -55,6 +56,11 @@ impl Node for Fake {
                 Ok((Reply::Found { applied: Version::ZERO, items }, values))
             }
             Request::Append { .. } => {
+                let aligned = bulk.as_ptr().addr().is_multiple_of(8);
+                assert!(
+                    bulk.len() < LONG_WRITE || aligned,
+                    "a long part cannot be written in place"
+                );
                 let position = Version::new(1, bulk.len() as u64);
                 Ok((Reply::Position(at(position)), vec![]))
             }
@@ -150,6 +156,12 @@ async fn bulk_goes_both_ways_and_refusals_arrive_as_they_are() {
     let bulk: Vec<Bytes> = (0..20).map(|_| Bytes::from(vec![5u8; 1 << 20])).collect();
     let (reply, _) = w.client.call(ENVELOPE, &append, bulk, SECOND).await.unwrap();
     assert_eq!(reply, Reply::Position(at(Version::new(1, 20 << 20))));
+    // However long the head is.
+    for n in 0..8 {
+        let append = Request::Append { lens: vec![7; n], watermark: Version::ZERO };
+        let bulk = vec![Bytes::from(vec![5; LONG_WRITE])];
+        w.client.call(ENVELOPE, &append, bulk, SECOND).await.unwrap();
+    }
     let (_, bulk) = w.client.call(ENVELOPE, &read(b"k", 20), vec![], SECOND).await.unwrap();
     assert_eq!(bulk.len(), 20 << 20);
     assert!(bulk.iter().all(|b| *b == 9));
