@@ -572,14 +572,21 @@ mod tests {
     fn tables_among_values_are_found_in_steps() {
         let owner = Owner { store: STORE, volume: VolumeId([1; 16]), bank: BankId::B, shard: 3 };
         let mut b = encode_segment_head(&owner, 9).to_vec();
-        for (i, (table, values)) in
-            [(90, 10), (200_000, 0), (70, 50_000), (3_000, 20_000), (90, 9_000), (10, 0)]
-                .iter()
-                .enumerate()
+        for (i, (table, values)) in [
+            (90, 10),
+            (200_000, 0),
+            (70, 50_000),
+            (3_000, 20_000),
+            (10, 0),
+            (90, 9_000),
+            (4_000, 0),
+        ]
+        .iter()
+        .enumerate()
         {
             let payload: Vec<u8> = (0..table + values).map(|n| (n * 7 + i) as u8).collect();
             let header = Header {
-                kind: Kind::Records,
+                kind: if i == 6 { Kind::Mark } else { Kind::Records },
                 len: payload.len() as u32,
                 checked: *table as u32,
                 checked_crc: crc32c::crc32c(&payload[..*table]),
@@ -601,14 +608,18 @@ mod tests {
             tables.into_iter().map(|t| (t.offset, t.header, t.bytes)).collect()
         };
         let want = told(tables_of(&bytes, &whole));
-        assert_eq!(want.len(), 6);
+        assert_eq!(want.len(), 7);
         for budget in [1, 5_000, u64::MAX] {
             let mut scan = TableScan::new(STORE, 9, len);
             let mut steps = 1;
             while scan.step(&*file, budget).unwrap() == Scanned::Partly {
                 steps += 1;
             }
-            assert_eq!(scan.at, len);
+            assert_eq!(
+                (scan.at, scan.ahead),
+                (len, TABLE_STEP),
+                "what is long goes on behind a mark"
+            );
             assert_eq!(told(scan.finish().0), want, "budget {budget}");
             assert_eq!(steps > 3, budget < u64::MAX, "{steps} steps of {budget}");
         }
