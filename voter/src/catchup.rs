@@ -186,9 +186,8 @@ async fn page(
 ) -> Result<PageOfDelta, End> {
     let (through, sources) = sources(shared, to).await?;
     let (shard, source) = (to.shard, sources[0]);
-    let page_bytes = shared.copy_page(shard);
+    let limit_bytes = shared.copy_page(shard);
     let ask = |(source, store): (BankId, StoreId), values: bool| {
-        let limit_bytes = page_bytes;
         let request = Request::Delta { since, after: after.clone(), limit_bytes, values, through };
         async move {
             let (reply, bulk) = shared.call_again(shard, source, store, request, vec![]).await?;

@@ -527,20 +527,18 @@ impl Engine {
         let place = |r: &SideRow| Place { segment: number, offset: r.offset };
         let mut early = self.read_lying(rows.iter().map(|r| (place(r), r.len)));
         for (i, r) in rows.into_iter().enumerate() {
-            let value = match r.len {
-                Some(n) => {
-                    match early[i].take().map_or_else(|| self.read_place(place(&r), n), Ok) {
-                        Ok(value) => value,
-                        Err(what) => {
-                            self.note_damaged(&r.key, &what);
-                            stuck += 1;
-                            continue;
-                        }
-                    }
-                }
-                None => Bytes::new(),
+            let value = match (r.len, early[i].take()) {
+                (None, _) => Ok(Bytes::new()),
+                (Some(_), Some(value)) => Ok(value),
+                (Some(n), None) => self.read_place(place(&r), n),
             };
-            moving.push((r, value));
+            match value {
+                Ok(value) => moving.push((r, value)),
+                Err(what) => {
+                    self.note_damaged(&r.key, &what);
+                    stuck += 1;
+                }
+            }
         }
         let mut tail = self.writer();
         // Again under the writer lock: only what is current now may be written behind what was

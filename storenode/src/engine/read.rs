@@ -20,10 +20,6 @@ const VISITS_MAX: usize = 64 << 10;
 /// The same for what nobody waits for: such a thread may have to wait for a processor while it holds it, and all
 /// who write here wait for it then.
 const VISITS_BEHIND: usize = 2 << 10;
-
-fn visits() -> usize {
-    if background::is_here() { VISITS_BEHIND } else { VISITS_MAX }
-}
 /// The heads of one reply take about so many bytes at most, well below the limit of a frame's head.
 const HEADS_BYTES_MAX: usize = 3 << 20;
 /// A tail stops after about so many bytes of parts.
@@ -44,6 +40,10 @@ pub(crate) struct TailParts {
     pub(crate) parts: Vec<Bytes>,
     pub(crate) more: bool,
     pub(crate) lost: Option<Version>,
+}
+
+fn visits() -> usize {
+    if background::is_here() { VISITS_BEHIND } else { VISITS_MAX }
 }
 
 fn head(key: &[u8], slot: &Slot) -> RecordHead {
