@@ -25,6 +25,9 @@ const OFTEN_SYNCS: u64 = 4;
 const OFTEN_BYTES_MAX: u64 = 2 << 20;
 /// Cleared beforehand beside twice what was written since the last tick, bytes.
 const CLEAR_BYTES_MIN: u64 = 512 << 10;
+/// Cleared beforehand of a log that rests, bytes: the first syncs after a rest, until the next tick, are not slow
+/// either. Who commits now and then has only such syncs.
+const CLEAR_BYTES_RESTING: u64 = 2 << 20;
 /// Longest `holder`, bytes: it goes into the state file and into refusals.
 const HOLDER_LEN_MAX: usize = 1024;
 
@@ -513,7 +516,8 @@ impl Service {
 
     /// The owner calls this every 50 ms with the time since the start: writes the synced-mark of a
     /// log that was idle since the last call (so within 100 ms; a busy log's entries carry their
-    /// marks), and clears what a log of many small syncs will write next. Never does long work.
+    /// marks), and clears what a log that rests, or is one of many small syncs, will write next. Never
+    /// does long work.
     pub fn tick(&self, now: Duration) {
         self.uptime_ms.store(now.as_millis() as u64, Ordering::Relaxed);
         let engine = self.engine();
@@ -524,16 +528,20 @@ impl Service {
         let idle = before == written;
         // Bytes, unless a segment was begun since.
         let grown = written.saturating_sub(before);
-        if !idle && syncs >= OFTEN_SYNCS && grown <= OFTEN_BYTES_MAX {
-            engine.clear(2 * grown + CLEAR_BYTES_MIN);
+        if !idle {
+            if syncs >= OFTEN_SYNCS && grown <= OFTEN_BYTES_MAX {
+                engine.clear(2 * grown + CLEAR_BYTES_MIN);
+            }
+            return;
         }
-        if idle
-            && engine.failed().is_none()
-            && let Err(e) = engine.mark()
-        {
+        if engine.failed().is_some() {
+            return;
+        }
+        if let Err(e) = engine.mark() {
             // Every 50 ms while the disk is full: not worth a warning each time.
             tracing::debug!(error = %e, "cannot write a mark");
         }
+        engine.clear(CLEAR_BYTES_RESTING);
     }
 
     /// The owner calls this about once a second from a thread of its own, again soon while it
