@@ -51,12 +51,11 @@ fn check_equals(n: &Node, seq: u64, what: &str) {
     assert_eq!(n.scan(), want, "{what}");
 }
 
-/// A short life; every step may fail. Answers the last group that was acknowledged.
-fn life(disk: &MemoryDisk) -> u64 {
-    let mut acked = 0;
-    let Ok(service) = Service::open(Arc::new(disk.clone()), config(SEGMENT)) else { return 0 };
-    let mut n = Node { disk: disk.clone(), service, epoch: 0, segment_bytes: SEGMENT };
-    let assign = Request::Assign {
+/// A voter of a new volume, attached to epoch 1; every step of that may fail.
+fn begun(disk: &MemoryDisk, segment_bytes: u64) -> Option<Node> {
+    let service = Service::open(Arc::new(disk.clone()), config(segment_bytes)).ok()?;
+    let mut n = Node { disk: disk.clone(), service, epoch: 0, segment_bytes };
+    n.call(Request::Assign {
         volume: VOLUME,
         bank: BankId::A,
         shard: 0,
@@ -64,10 +63,17 @@ fn life(disk: &MemoryDisk) -> u64 {
         role: Role::Voter,
         configuration: Configuration::default(),
         wipe: false,
-    };
-    if n.call(assign).is_err() || n.fence(1).is_err() || n.attach(vec![]).is_err() {
-        return 0;
-    }
+    })
+    .ok()?;
+    n.fence(1).ok()?;
+    n.attach(vec![]).ok()?;
+    Some(n)
+}
+
+/// A short life; every step may fail. Answers the last group that was acknowledged.
+fn life(disk: &MemoryDisk) -> u64 {
+    let mut acked = 0;
+    let Some(n) = begun(disk, SEGMENT) else { return 0 };
     for seq in 1..=24 {
         let committed = v(1, seq - 1);
         match n.append(&[part_of(seq)], if seq % 4 == 0 { committed } else { Version::ZERO }) {
@@ -128,20 +134,7 @@ fn whatever_disk_operation_fails_what_was_acknowledged_stays() {
 /// may fail. Answers the last group that was acknowledged.
 fn long_life(disk: &MemoryDisk) -> u64 {
     disk.set_phase(4096);
-    let Ok(service) = Service::open(Arc::new(disk.clone()), config(LONG_SEGMENT)) else { return 0 };
-    let mut n = Node { disk: disk.clone(), service, epoch: 0, segment_bytes: LONG_SEGMENT };
-    let assign = Request::Assign {
-        volume: VOLUME,
-        bank: BankId::A,
-        shard: 0,
-        shards: 1,
-        role: Role::Voter,
-        configuration: Configuration::default(),
-        wipe: false,
-    };
-    if n.call(assign).is_err() || n.fence(1).is_err() || n.attach(vec![]).is_err() {
-        return 0;
-    }
+    let Some(n) = begun(disk, LONG_SEGMENT) else { return 0 };
     let mut acked = 0;
     for seq in 1..=LONG_TOP {
         // Of two, the second lies wherever the first one ends.

@@ -317,7 +317,7 @@ impl Log {
         if let Some(what) = self.failed() {
             return Err(WriteError::Failed(what));
         }
-        // With what may be left out before long entries.
+        // With the marks that may stand before long entries.
         let most: u64 = entries.iter().map(NewEntry::takes_at_most).sum();
         let fits = tail.active.as_ref().is_some_and(|a| a.offset + most <= self.segment_bytes);
         if !fits {
