@@ -72,6 +72,9 @@ class System:
     def before(self):
         """Called before each stage."""
 
+    def settle(self):
+        """Called after each stage: waits for what it left to be done in the background, which would slow the others."""
+
     def forget(self):
         """Empties the kernel's caches, and those of the client process, where it has any."""
         drop_kernel_caches()
@@ -192,6 +195,16 @@ class Tercet(System):
         self.tercet("mount", self.dir)
         wait_mounted(self.dir)
 
+    def settle(self):
+        end = time.monotonic() + 300
+        while True:
+            try:
+                return self.tercet("status", "--check")
+            except RuntimeError:
+                if time.monotonic() > end:
+                    raise
+            time.sleep(0.5)
+
     def pids(self):
         return [p.read_text().split()[0] for p in (self.base / "run").glob("*.pid")]
 
@@ -209,6 +222,9 @@ class TercetDown(Tercet):
         super().start()
         self.kill("bank", "B")
 
+    def settle(self):
+        pass    # it never will
+
 
 class TercetRefill(Tercet):
     """Bank B is emptied before each stage and refilled, at the default pace, while it runs."""
@@ -223,6 +239,7 @@ class TercetRefill(Tercet):
             for i in range(self.ballast_mib):
                 f.write(i.to_bytes(8, "little") + block[8:])
             os.fsync(f.fileno())
+        self.settle()
 
     def before(self):
         self.kill("bank", "B")
@@ -244,6 +261,9 @@ class Stub(Tercet):
 
     def forget(self):
         drop_kernel_caches()   # a remount would lose everything
+
+    def settle(self):
+        pass    # it has no banks
 
     def stop(self):
         if os.path.ismount(self.dir):

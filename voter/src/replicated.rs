@@ -380,6 +380,9 @@ async fn seal(shared: Arc<Shared>) {
     }
 }
 
+/// Who waits for a replica that lags looks so often whether it still does.
+const LAG_LOOK: Duration = Duration::from_millis(2);
+
 /// How often all nodes are asked for their free space before a writer is told that there is none, if not
 /// all answer.
 const SPACE_TRIES: usize = 4;
@@ -450,7 +453,15 @@ impl Volume for Replicated {
     fn room(&self, bytes: usize) -> BoxFuture<'_, Result<()>> {
         async move {
             let mut watch = self.shared.watermark.subscribe();
-            let limit = Instant::now() + self.shared.limits.room_deadline();
+            let begun = Instant::now();
+            let limit = begun + self.shared.limits.room_deadline();
+            let paced = self.shared.core.lock().pace(bytes, &self.shared.limits, begun);
+            while let Some(until) = paced.map(|t| t.min(limit))
+                && Instant::now() < until
+                && self.shared.core.lock().lags(&self.shared.limits)
+            {
+                tokio::time::sleep_until(until.min(Instant::now() + LAG_LOOK)).await;
+            }
             loop {
                 self.alive()?;
                 {
@@ -480,9 +491,11 @@ impl Volume for Replicated {
     }
 
     fn has_room(&self, bytes: usize) -> bool {
+        let limits = &self.shared.limits;
         let core = self.shared.core.lock();
         let dirty = core.dirty_bytes();
-        core.fenced.is_none() && core.fits(bytes) && dirty + bytes <= self.shared.limits.dirty_bytes
+        let free = core.fits(bytes) && dirty + bytes <= limits.dirty_bytes;
+        core.fenced.is_none() && free && !core.lags(limits)
     }
 
     fn get(&self, keys: Vec<(u16, Key)>) -> BoxFuture<'_, Result<Vec<Option<Stored>>>> {

@@ -75,6 +75,15 @@ pub(crate) struct SentPart {
     pub(crate) version: Version,
     pub(crate) predecessor: Version,
     pub(crate) bytes: Pieces,
+    /// Bytes of all parts made for this shard, up to this one and with it.
+    end: u64,
+}
+
+impl SentPart {
+    /// Bytes of all parts before this one.
+    fn start(&self) -> u64 {
+        self.end - self.bytes.len() as u64
+    }
 }
 
 /// How far one pass of a catch-up or refill came.
@@ -154,7 +163,8 @@ pub(crate) struct Shard {
     pub(crate) replicas: PerBank<Replica>,
     /// Recent parts, contiguous through `chain_end`.
     pub(crate) parts: VecDeque<SentPart>,
-    parts_bytes: usize,
+    /// Bytes of all parts made.
+    made_bytes: u64,
     /// Versions of recent parts of this epoch, ascending: what an attaching replica may keep.
     recent: VecDeque<Version>,
 }
@@ -164,6 +174,11 @@ pub(crate) struct Shard {
 const RECENT_MAX: usize = 65_536;
 /// Groups on their way that somebody waits for; see [`Core::wants_seal`].
 const ASKED_IN_FLIGHT_MAX: usize = 2;
+
+/// Pace of those who write much while a replica lags; see [`Core::pace`].
+const LAGGING_BYTES_PER_S: f64 = (64 << 20) as f64;
+/// So many bytes at once are much.
+const MUCH_BYTES: usize = 128 << 10;
 
 impl Shard {
     /// Versions of the chain above `applied`, if all of them are remembered.
@@ -254,8 +269,29 @@ impl Shard {
         banks.into_iter().map(|(_, _, b)| b).collect()
     }
 
-    /// Drops parts that every replica has, and the oldest ones beyond the bound.
-    fn prune(&mut self, replay_bytes: usize) {
+    /// Bytes of the parts up to `v`; those that are not kept any more count as well.
+    fn bytes_through(&self, v: Version) -> u64 {
+        match self.parts.partition_point(|p| p.version <= v).checked_sub(1) {
+            Some(last) => self.parts[last].end,
+            None => self.parts.front().map_or(self.made_bytes, SentPart::start),
+        }
+    }
+
+    /// Is there a replica that lacks over `bytes` of what is committed, and may still get all of it as it
+    /// was sent? One that hangs stops to count when what it lacks is dropped.
+    fn lags(&self, bytes: u64) -> bool {
+        let committed = self.bytes_through(self.committed_end);
+        self.replicas.iter().any(|(_, r)| {
+            let lacks = committed.saturating_sub(self.bytes_through(r.position.position));
+            r.is_up_to_date() && lacks > bytes && self.can_replay_from(r.cursor)
+        })
+    }
+
+    /// Drops parts that every replica has, and of the committed ones the oldest beyond the bound. What is on
+    /// its way to all does not count: a stream would be more than the bound by itself, and whichever replica
+    /// is a little later than the others would be given up.
+    fn prune(&mut self, replay_bytes: u64) {
+        let committed = self.bytes_through(self.committed_end);
         while let Some(front) = self.parts.front() {
             let needed = self.replicas.iter().any(|(_, r)| {
                 if self.configuration.stores.0.contains(&Some(r.store)) {
@@ -266,10 +302,10 @@ impl Shard {
                     r.cursor < front.version && r.health.health() != Health::Down
                 }
             });
-            if front.version > self.committed_end || (needed && self.parts_bytes <= replay_bytes) {
+            let kept = committed.saturating_sub(front.start());
+            if front.version > self.committed_end || (needed && kept <= replay_bytes) {
                 break;
             }
-            self.parts_bytes -= front.bytes.len();
             self.parts.pop_front();
         }
     }
@@ -303,6 +339,8 @@ pub(crate) struct Core {
     pub(crate) seal_asked: bool,
     flying: VecDeque<Flying>,
     flying_bytes: usize,
+    /// The last of those who wait for a replica that lags may go on then; see [`Core::pace`].
+    paced: Option<Instant>,
     overlay: BTreeMap<Key, Overlaid>,
     /// Closed and not yet encoded, in order.
     pub(crate) sealed: VecDeque<Sealed>,
@@ -335,6 +373,7 @@ impl Core {
             seal_asked: false,
             flying: VecDeque::new(),
             flying_bytes: 0,
+            paced: None,
             overlay: BTreeMap::new(),
             sealed: VecDeque::new(),
             free_bytes: u64::MAX,
@@ -352,6 +391,27 @@ impl Core {
     /// Dirty bytes: submitted and not committed.
     pub(crate) fn dirty_bytes(&self) -> usize {
         self.open.bytes + self.flying_bytes
+    }
+
+    /// Does a replica lag so far that writers of much should wait for it?
+    pub(crate) fn lags(&self, limits: &Limits) -> bool {
+        let bytes = limits.replay_bytes as u64 / 2;
+        self.shards.iter().any(|s| s.lags(bytes))
+    }
+
+    /// When `bytes` more may be written although a replica lags: writers of much go at
+    /// [`LAGGING_BYTES_PER_S`] together, in the order in which they ask. So a replica that is a little
+    /// slower than the others keeps up; one that is much slower is given up soon, as before, and costs
+    /// the writers no more than that pace until then. `None`: at once. Who writes little never waits.
+    pub(crate) fn pace(&mut self, bytes: usize, limits: &Limits, now: Instant) -> Option<Instant> {
+        if !self.lags(limits) {
+            self.paced = None;
+        } else if bytes >= MUCH_BYTES {
+            let wait = Duration::from_secs_f64(bytes as f64 / LAGGING_BYTES_PER_S);
+            self.paced = Some(self.paced.map_or(now, |t| t.max(now)) + wait);
+            return self.paced;
+        }
+        None
     }
 
     /// Joins an operation to the open group; see [`crate::volume::Volume::submit`]. The caller seals
@@ -576,7 +636,7 @@ impl Core {
         if s.replicas.iter().all(|(_, r)| r.is_up_to_date() || r.struck) {
             s.floor = s.floor.max(s.applied_by_all(None).unwrap_or_default());
         }
-        s.prune(limits.replay_bytes);
+        s.prune(limits.replay_bytes as u64);
         moved
     }
 
@@ -622,7 +682,7 @@ impl Shard {
             floor,
             replicas,
             parts: VecDeque::new(),
-            parts_bytes: 0,
+            made_bytes: 0,
             recent: VecDeque::from([end]),
         }
     }
@@ -638,8 +698,8 @@ impl Shard {
     /// A part of the chain, behind all others.
     pub(crate) fn push(&mut self, head: &PartHead, bytes: Pieces) {
         self.remember(head.version);
-        self.parts_bytes += bytes.len();
+        self.made_bytes += bytes.len() as u64;
         let (version, predecessor) = (head.version, head.predecessor);
-        self.parts.push_back(SentPart { version, predecessor, bytes });
+        self.parts.push_back(SentPart { version, predecessor, bytes, end: self.made_bytes });
     }
 }

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use storenode::wire::{BankId, Envelope, Fault, Key, Request, StoreId, WIRE_FORMAT};
+use voter::bank::faulty::Faults;
 use voter::bank::memory::MemoryBank;
 use voter::volume::{Change, Op, Volume, VolumeError};
 use voter::{Limits, Observer, OpenError, Replicated};
@@ -541,6 +542,34 @@ fn a_second_mount_is_refused_and_takeover_fences_the_first() {
         first.model.insert(key(0), Bytes::from("second"));
         let check = Checked { v: second, model: first.model };
         check.check().await;
+    });
+}
+
+/// Whoever streams to three banks waits a little for the slowest, so that redundancy does not end with
+/// every large file. One that is much slower is given up.
+#[test]
+fn a_stream_leaves_no_bank_behind_that_is_only_a_little_slower() {
+    runtime_test(async {
+        let mut world = World::made().await;
+        // A quarter of the real ones, and groups that are small beside them.
+        let l = &mut world.limits;
+        (l.replay_bytes, l.in_flight_bytes, l.dirty_bytes) = (16 << 20, 8 << 20, 10 << 20);
+        let c = filled(&world).await;
+        await_redundancy(&c.v, 3).await;
+        // Three requests of 2 MiB to each of two shards under way, each for 100 ms: 120 MiB/s. The
+        // others take more.
+        let slow = Faults { delay_max: Duration::from_millis(100), ..Faults::default() };
+        world.wires[BankId::C].iter().for_each(|w| w.set(slow));
+        let value = Bytes::from(vec![7; 256 << 10]);
+        for n in 1_000..1_512 {
+            c.v.room(value.len()).await.expect("room");
+            let change = Change::Put(value.clone());
+            c.v.submit(vec![Op { shard: shard_of(&key(n)), key: key(n), change }]).expect("submit");
+        }
+        c.v.sync().await.expect("sync");
+        let status = c.v.status().await;
+        assert_eq!(status.redundancy, 3, "{status:#?}");
+        assert_eq!(status.counts.expect("of this mount").caught_up, 0);
     });
 }
 
