@@ -72,6 +72,8 @@ pub const LOOK_AHEAD_MS: u64 = 250;
 pub const READAHEAD_BYTES_MAX: u64 = 4 << 20;
 /// First read-ahead of a sequential reader, bytes.
 pub const READAHEAD_BYTES_MIN: u64 = 256 << 10;
+/// A read of so many bytes at once is a stream's; see `passing` in `ops/data.rs`.
+pub const STREAM_READ_BYTES: u32 = 128 << 10;
 /// Age after which a read updates an atime that is newer than mtime (relatime), seconds.
 pub const ATIME_AGE_S: i64 = 24 * 3600;
 /// How long `statfs` repeats its last answer, milliseconds.

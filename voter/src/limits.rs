@@ -26,8 +26,8 @@ pub struct Limits {
     pub in_flight_bytes: usize,
     /// Submitted and not yet committed, bytes: beyond it writers wait.
     pub dirty_bytes: usize,
-    /// Parts kept per shard for a replica that is not there, bytes; beyond it the replica catches up
-    /// from its peers instead.
+    /// Committed parts kept per shard for a replica that lacks them, bytes; beyond it the replica catches
+    /// up from its peers instead. At half of it, writers of much wait a little (docs/adr/0023).
     pub replay_bytes: usize,
     /// Requests under way to one node for appends.
     pub append_window: usize,

@@ -7,7 +7,7 @@ use super::{
 use crate::key::{self, Parsed};
 use crate::limits::{
     COPY_BYTES_MAX, READAHEAD_BYTES_MAX, READAHEAD_BYTES_MIN, RUN_BLOCKS, STATFS_AGE_MS,
-    WRITE_BYTES_MAX,
+    STREAM_READ_BYTES, WRITE_BYTES_MAX,
 };
 use crate::ops::{attr, data, xattr};
 use crate::txn::{Held, Miss, Txn, fail};
@@ -71,34 +71,39 @@ impl FileSystem {
     /// # Errors
     /// `EISDIR`, `EINVAL`, `ESTALE`, `EIO`.
     pub async fn read(&self, ino: Ino, handle: u64, offset: u64, size: u32) -> Result<Vec<Bytes>> {
-        self.follow(ino, handle, offset, u64::from(size));
-        self.run(Room::None, |t| data::read(t, ino, offset, size)).await
+        let reads_pages = self.follow(ino, handle, offset, u64::from(size));
+        let passing = reads_pages && size >= STREAM_READ_BYTES;
+        self.run(Room::None, |t| data::read(t, ino, offset, size, passing)).await
     }
 
-    /// Notes where a handle reads; reads ahead of one that goes straight on.
-    fn follow(&self, ino: Ino, handle: u64, offset: u64, size: u64) {
+    /// Notes where a handle reads; reads ahead of one that goes straight on. Answers
+    /// [`Handle::reads_pages`](crate::state::Handle::reads_pages).
+    fn follow(&self, ino: Ino, handle: u64, offset: u64, size: u64) -> bool {
         let end = offset.saturating_add(size);
-        let (from, to) = {
+        let (from, to, reads_pages) = {
             let mut st = self.state.lock();
-            let Some(h) = st.handles.get_mut(&handle).filter(|h| h.ino == ino) else { return };
+            let Some(h) = st.handles.get_mut(&handle).filter(|h| h.ino == ino) else {
+                return false;
+            };
             let sequential = offset == h.next && offset > 0;
             h.next = end;
             if !sequential {
                 (h.window, h.ahead) = (0, end);
-                return;
+                return h.reads_pages;
             }
             let most = READAHEAD_BYTES_MAX.min(self.options.caches.block_bytes as u64 / 4);
             h.window = (h.window * 2).clamp(READAHEAD_BYTES_MIN.min(most), most);
             // Half a window at a time: few large requests instead of one small one per read.
             if h.ahead >= end + h.window / 2 {
-                return;
+                return h.reads_pages;
             }
             let from = h.ahead.max(end);
             h.ahead = end + h.window;
-            (from, h.ahead)
+            (from, h.ahead, h.reads_pages)
         };
         let bs = u64::from(self.geo.block_size);
         self.read_ahead(ino, from / bs, to.div_ceil(bs));
+        reads_pages
     }
 
     /// Writes all of `data`, or an error; `sync` returns when it is durable (`O_SYNC`, `O_DSYNC`).

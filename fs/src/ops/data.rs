@@ -31,11 +31,21 @@ pub(crate) fn open(t: &mut Txn<'_>, ino: Ino, flags: i32) -> Done<(Attr, u64)> {
         attr = t.attr(ino, &f.inode);
         t.put_inode(ino, f.inode);
     }
-    Ok((attr, t.open_handle(ino)))
+    Ok((attr, t.open_handle(ino, flags)))
 }
 
 /// Reads; the pieces together are the bytes, shorter only at the end of the file.
-pub(crate) fn read(t: &mut Txn<'_>, ino: Ino, offset: u64, size: u32) -> Done<Vec<Bytes>> {
+///
+/// `passing`: they lie in the kernel's page cache from now on, and nobody is about to change a part of a
+/// block. Whole blocks then leave the cache: what comes next is received into their memory, not into new
+/// pages, which took a quarter of a stream's CPU (docs/adr/0024).
+pub(crate) fn read(
+    t: &mut Txn<'_>,
+    ino: Ino,
+    offset: u64,
+    size: u32,
+    passing: bool,
+) -> Done<Vec<Bytes>> {
     let f = t.file(ino)?;
     let len = u64::from(size).min(f.base.size.saturating_sub(offset)) as usize;
     let mut out = Vec::with_capacity(len / t.geo.block_size as usize + 2);
@@ -58,6 +68,14 @@ pub(crate) fn read(t: &mut Txn<'_>, ino: Ino, offset: u64, size: u32) -> Done<Ve
     }
     if !missing.is_empty() {
         return Err(Miss::Blocks { ino, blocks: missing }.into());
+    }
+    // Unless somebody needs all that was loaded to get on at all.
+    if passing && t.st.struggling == 0 {
+        for s in spans(offset, len, t.geo.block_size) {
+            if s.to - s.from == t.geo.block_size as usize {
+                t.st.blocks.remove(&(ino, s.block));
+            }
+        }
     }
     let stale = f.base.atime <= f.base.mtime
         || f.base.atime <= f.base.ctime
