@@ -280,6 +280,10 @@ impl Shard {
     /// Is there a replica that lacks over `bytes` of what is committed, and may still get all of it as it
     /// was sent? One that hangs stops to count when what it lacks is dropped.
     fn lags(&self, bytes: u64) -> bool {
+        let kept = self.parts.front().map_or(0, |front| self.made_bytes - front.start());
+        if kept <= bytes {
+            return false;
+        }
         let committed = self.bytes_through(self.committed_end);
         self.replicas.iter().any(|(_, r)| {
             let lacks = committed.saturating_sub(self.bytes_through(r.position.position));
