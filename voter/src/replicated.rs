@@ -453,14 +453,14 @@ impl Volume for Replicated {
     fn room(&self, bytes: usize) -> BoxFuture<'_, Result<()>> {
         async move {
             let mut watch = self.shared.watermark.subscribe();
-            let begun = Instant::now();
-            let limit = begun + self.shared.limits.room_deadline();
-            let paced = self.shared.core.lock().pace(bytes, &self.shared.limits, begun);
-            while let Some(until) = paced.map(|t| t.min(limit))
-                && Instant::now() < until
-                && self.shared.core.lock().lags(&self.shared.limits)
+            let limit = Instant::now() + self.shared.limits.room_deadline();
+            let (now, limits) = (|| self.shared.now(), &self.shared.limits);
+            let paced = self.shared.core.lock().pace(bytes, limits, now());
+            while let Some(left) = paced.and_then(|t| t.checked_sub(now()))
+                && Instant::now() < limit
+                && self.shared.core.lock().lags(limits, now())
             {
-                tokio::time::sleep_until(until.min(Instant::now() + LAG_LOOK)).await;
+                tokio::time::sleep(left.min(LAG_LOOK)).await;
             }
             loop {
                 self.alive()?;
@@ -495,7 +495,7 @@ impl Volume for Replicated {
         let core = self.shared.core.lock();
         let dirty = core.dirty_bytes();
         let free = core.fits(bytes) && dirty + bytes <= limits.dirty_bytes;
-        core.fenced.is_none() && free && !core.lags(limits)
+        core.fenced.is_none() && free && !core.lags(limits, self.shared.now())
     }
 
     fn get(&self, keys: Vec<(u16, Key)>) -> BoxFuture<'_, Result<Vec<Option<Stored>>>> {

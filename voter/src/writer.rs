@@ -177,6 +177,8 @@ const ASKED_IN_FLIGHT_MAX: usize = 2;
 
 /// Pace of those who write much while a replica lags; see [`Core::pace`].
 const LAGGING_BYTES_PER_S: f64 = (64 << 20) as f64;
+/// Who has not answered for so long is not waited for: it hangs.
+const LAG_PATIENCE: Duration = Duration::from_millis(250);
 /// So many bytes at once are much.
 const MUCH_BYTES: usize = 128 << 10;
 
@@ -277,27 +279,30 @@ impl Shard {
         }
     }
 
-    /// Is there a replica that lacks over `bytes` of what is committed, and may still get all of it as it
-    /// was sent? One that hangs stops to count when what it lacks is dropped.
-    fn lags(&self, bytes: u64) -> bool {
+    /// Is there a replica that answers, and lacks committed parts of over half of the bytes that are kept for
+    /// one, and nothing yet that is not?
+    fn lags(&self, replay_bytes: u64, now: Duration) -> bool {
         let kept = self.parts.front().map_or(0, |front| self.made_bytes - front.start());
-        if kept <= bytes {
+        if kept <= replay_bytes / 2 {
             return false;
         }
         let committed = self.bytes_through(self.committed_end);
         self.replicas.iter().any(|(_, r)| {
             let lacks = committed.saturating_sub(self.bytes_through(r.position.position));
-            r.is_up_to_date() && lacks > bytes && self.can_replay_from(r.cursor)
+            let answers = r.last_answer.is_some_and(|t| now.saturating_sub(t) < LAG_PATIENCE);
+            let kept = self.can_replay_from(r.position.position);
+            r.is_up_to_date() && answers && kept && lacks > replay_bytes / 2
         })
     }
 
     /// Drops parts that every replica has, and of the committed ones the oldest beyond the bound. What is on
     /// its way to all does not count: a stream would be more than the bound by itself, and whichever replica
-    /// is a little later than the others would be given up.
-    fn prune(&mut self, replay_bytes: u64) {
+    /// is a little later than the others would be given up. For one that is up to date so much more is kept
+    /// as may commit after those who write begin to wait for it.
+    fn prune(&mut self, limits: &Limits) {
         let committed = self.bytes_through(self.committed_end);
         while let Some(front) = self.parts.front() {
-            let needed = self.replicas.iter().any(|(_, r)| {
+            let lacking = self.replicas.iter().filter(|(_, r)| {
                 if self.configuration.stores.0.contains(&Some(r.store)) {
                     r.position.position < front.version
                 } else {
@@ -306,8 +311,13 @@ impl Shard {
                     r.cursor < front.version && r.health.health() != Health::Down
                 }
             });
+            let bounds = lacking.map(|(_, r)| match r.is_up_to_date() {
+                true => limits.replay_bytes + limits.dirty_bytes,
+                false => limits.replay_bytes,
+            });
             let kept = committed.saturating_sub(front.start());
-            if front.version > self.committed_end || (needed && kept <= replay_bytes) {
+            let keep = bounds.max().is_some_and(|bound| kept <= bound as u64);
+            if front.version > self.committed_end || keep {
                 break;
             }
             self.parts.pop_front();
@@ -344,7 +354,7 @@ pub(crate) struct Core {
     flying: VecDeque<Flying>,
     flying_bytes: usize,
     /// The last of those who wait for a replica that lags may go on then; see [`Core::pace`].
-    paced: Option<Instant>,
+    paced: Option<Duration>,
     overlay: BTreeMap<Key, Overlaid>,
     /// Closed and not yet encoded, in order.
     pub(crate) sealed: VecDeque<Sealed>,
@@ -398,17 +408,22 @@ impl Core {
     }
 
     /// Does a replica lag so far that writers of much should wait for it?
-    pub(crate) fn lags(&self, limits: &Limits) -> bool {
-        let bytes = limits.replay_bytes as u64 / 2;
-        self.shards.iter().any(|s| s.lags(bytes))
+    pub(crate) fn lags(&self, limits: &Limits, now: Duration) -> bool {
+        self.shards.iter().any(|s| s.lags(limits.replay_bytes as u64, now))
     }
 
     /// When `bytes` more may be written although a replica lags: writers of much go at
     /// [`LAGGING_BYTES_PER_S`] together, in the order in which they ask. So a replica that is a little
     /// slower than the others keeps up; one that is much slower is given up soon, as before, and costs
     /// the writers no more than that pace until then. `None`: at once. Who writes little never waits.
-    pub(crate) fn pace(&mut self, bytes: usize, limits: &Limits, now: Instant) -> Option<Instant> {
-        if !self.lags(limits) {
+    /// (Times: since the mount began.)
+    pub(crate) fn pace(
+        &mut self,
+        bytes: usize,
+        limits: &Limits,
+        now: Duration,
+    ) -> Option<Duration> {
+        if !self.lags(limits, now) {
             self.paced = None;
         } else if bytes >= MUCH_BYTES {
             let wait = Duration::from_secs_f64(bytes as f64 / LAGGING_BYTES_PER_S);
@@ -640,7 +655,7 @@ impl Core {
         if s.replicas.iter().all(|(_, r)| r.is_up_to_date() || r.struck) {
             s.floor = s.floor.max(s.applied_by_all(None).unwrap_or_default());
         }
-        s.prune(limits.replay_bytes as u64);
+        s.prune(limits);
         moved
     }
 

@@ -35,6 +35,8 @@ pub fn limits(plan: &Plan) -> Limits {
         stream_bytes: 64 << 10,
         // So little that a replica cannot simply be sent what it missed, where it is to be struck out.
         replay_bytes: if plan.tombstones_max < TOMBSTONES_MAX { 1 << 10 } else { 64 << 10 },
+        // So much more is kept for a replica that is up to date: one that lags must be given up now and then.
+        dirty_bytes: 256 << 10,
         beat_ms: 100,
         lease_ms: 1_500,
         holder_watch_ms: 400,

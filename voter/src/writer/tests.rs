@@ -125,7 +125,7 @@ fn stand_at(c: &mut Core, bank: BankId, v: Version, l: &Limits) {
 /// to all of them was more than is kept for one that is away.
 #[test]
 fn what_is_on_its_way_to_all_is_not_what_one_of_them_lacks() {
-    let l = Limits { replay_bytes: 1_000, ..Limits::default() };
+    let l = Limits { replay_bytes: 1_000, dirty_bytes: 0, ..Limits::default() };
     let mut c = core();
     let parts: Vec<Version> = (0..5).map(|_| put_bytes(&mut c, 400)).collect();
     for b in [BankId::A, BankId::B] {
@@ -142,42 +142,61 @@ fn what_is_on_its_way_to_all_is_not_what_one_of_them_lacks() {
     assert!(c.shards[0].can_replay_from(parts[2]));
 }
 
+/// What was admitted before the writers began to wait still commits.
+#[test]
+fn more_is_kept_for_one_that_is_up_to_date() {
+    let l = Limits { replay_bytes: 1_000, dirty_bytes: 2_000, ..Limits::default() };
+    let mut c = core();
+    let commit = |c: &mut Core, n: usize| {
+        let last = (0..n).map(|_| put_bytes(c, 400)).last().unwrap();
+        for b in [BankId::A, BankId::B] {
+            stand_at(c, b, last, &l);
+        }
+    };
+    let begin = Version::new(1, 0);
+    commit(&mut c, 4);
+    assert!(c.shards[0].can_replay_from(begin), "over 1,600 bytes");
+    c.shards[0].replicas[BankId::C].health.on(Event::Unreachable, Duration::ZERO);
+    commit(&mut c, 1);
+    assert!(!c.shards[0].can_replay_from(begin), "it is away");
+}
+
 #[test]
 fn writers_of_much_go_slower_while_one_lags_and_others_do_not() {
-    let l = Limits { replay_bytes: 2_000, ..Limits::default() };
-    let (mut c, now, much) = (core(), Instant::now(), MUCH_BYTES);
-    let begin = Version::new(1, 0);
-    stand_at(&mut c, BankId::C, begin, &l);
+    let l = Limits { replay_bytes: 2_000, dirty_bytes: 0, ..Limits::default() };
+    let (mut c, now, much) = (core(), Duration::from_secs(5), MUCH_BYTES);
     let lagging = |c: &mut Core| {
         let v = (0..3).map(|_| put_bytes(c, 400)).last().unwrap();
         for b in [BankId::A, BankId::B] {
             stand_at(c, b, v, &l);
         }
+        c.shards[0].replicas[BankId::C].last_answer = Some(now);
         v
     };
     assert_eq!(c.pace(much, &l, now), None, "nobody lags");
     let v = lagging(&mut c);
-    assert!(c.lags(&l), "C lacks 1,200 of at most 2,000 bytes");
+    assert!(c.lags(&l, now), "C lacks more than 1,000 and less than 2,000 bytes");
     assert_eq!(c.pace(much - 1, &l, now), None, "who writes little never waits");
     let step = Duration::from_secs_f64(much as f64 / LAGGING_BYTES_PER_S);
     assert_eq!(c.pace(much, &l, now), Some(now + step));
     assert_eq!(c.pace(much, &l, now), Some(now + 2 * step), "together, not each");
-    let later = now + Duration::from_secs(9);
+    let later = now + LAG_PATIENCE / 2;
     assert_eq!(c.pace(much, &l, later), Some(later + step), "a pause is not saved up");
     stand_at(&mut c, BankId::C, v, &l);
-    assert_eq!(c.pace(much, &l, later), None);
-    // Who does not vote, is away, or has been given up is not waited for.
+    assert_eq!(c.pace(much, &l, now), None);
+    // Who does not vote, is away, hangs, or is as good as given up is not waited for.
     lagging(&mut c);
+    assert!(!c.lags(&l, now + LAG_PATIENCE));
     c.shards[0].replicas[BankId::C].votes = false;
-    assert!(!c.lags(&l));
+    assert!(!c.lags(&l, now));
     c.shards[0].replicas[BankId::C].votes = true;
     c.shards[0].replicas[BankId::C].health.on(Event::Unreachable, Duration::ZERO);
-    assert!(!c.lags(&l));
+    assert!(!c.lags(&l, now));
     let back = Event::Stands { at: v, to: v };
     c.shards[0].replicas[BankId::C].health.on(back, Duration::ZERO);
-    assert!(c.lags(&l));
+    assert!(c.lags(&l, now));
     lagging(&mut c);
-    assert!(!c.lags(&l), "2,400 bytes: it has to be copied to in any case");
+    assert!(!c.lags(&l, now), "over 2,000 bytes");
 }
 
 /// It is in no configuration before it is filled; pruned under its feet it would begin again and
@@ -270,7 +289,7 @@ fn the_floor_passes_who_is_struck_out_and_nobody_else() {
     stand(&mut c, &[x, y], kept);
     assert_eq!(c.shards[0].strike(z), None, "what it lacks is kept for it");
     // So little is kept for who is away.
-    let l = Limits { replay_bytes: 0, ..Limits::default() };
+    let l = Limits { replay_bytes: 0, dirty_bytes: 0, ..Limits::default() };
     let stand = |c: &mut Core, banks: &[BankId], v: Version| {
         for b in banks {
             let p = Position { applied: v, ..at(c, 0, *b, v) };
