@@ -49,8 +49,6 @@ pub(crate) struct Handle {
     pub(crate) window: u64,
     /// Read-ahead was asked for up to here.
     pub(crate) ahead: u64,
-    /// Opened to read only, and through the kernel's page cache.
-    pub(crate) reads_pages: bool,
 }
 
 /// Dead ranges of an inode. `stamp` changes whenever a range is added, so that a scan knows whether

@@ -111,7 +111,7 @@ pub(crate) struct Txn<'a> {
     orphans: Vec<(Ino, bool)>,
     next_ino: u64,
     lookups: Vec<Ino>,
-    open: Option<(Ino, u64, bool)>,
+    open: Option<(Ino, u64)>,
 }
 
 impl<'a> Txn<'a> {
@@ -208,10 +208,9 @@ impl<'a> Txn<'a> {
     }
 
     /// Opens a handle at commit; its number.
-    pub(crate) fn open_handle(&mut self, ino: Ino, flags: i32) -> u64 {
+    pub(crate) fn open_handle(&mut self, ino: Ino) -> u64 {
         let handle = self.st.next_handle;
-        let reads_pages = flags & (libc::O_ACCMODE | libc::O_DIRECT) == libc::O_RDONLY;
-        self.open = Some((ino, handle, reads_pages));
+        self.open = Some((ino, handle));
         handle
     }
 

@@ -2,11 +2,12 @@
 //! overlayfs, SQLite, git, rsync and tar. The large versions are in `tests/runtimes`.
 
 use crate::{REPAIR_MAX, STALL_MAX};
-use cluster::load::Load;
+use cluster::load::{CHUNK, Load, check_file, make_file};
 use cluster::programs::require_programs;
 use cluster::tree::{Manifest, generate};
 use cluster::{Bank, Cluster, Host, Random, Setup};
-use std::fs;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -282,4 +283,48 @@ fn git_clones_and_checks_its_objects() {
          [ $(git rev-parse HEAD) = $(git -C $W/source rev-parse from-mount) ]",
     );
     assert_eq!(said, "", "a clean working tree");
+}
+
+/// What a stream has read lies in the kernel's pages, and not a second time in the mount; whoever may write,
+/// or goes past those pages, finds it in the mount. Told apart by what can still be read without two banks
+/// when the kernel has dropped its pages.
+#[test]
+fn what_a_stream_has_read_is_held_once() {
+    let mut cluster = Cluster::start("once", Setup { shards: 1, ..Setup::no_refresh() });
+    let path = cluster.path("f");
+    let chunks = (8 << 20) / CHUNK as u64;
+    make_file(&path, 5, chunks);
+    let dd = |flags: &str| {
+        let done = Command::new("dd")
+            .args([&format!("if={}", path.display()), "of=/dev/null", "bs=1M", flags])
+            .output();
+        done.expect("dd").status.success()
+    };
+    let both = || {
+        let file = File::options().read(true).write(true).open(&path).expect("open");
+        (0..8).all(|n| file.read_exact_at(&mut vec![0; 1 << 20], n << 20).is_ok())
+    };
+    let readers: [(&str, &dyn Fn() -> bool, bool); 3] = [
+        ("through the pages", &|| dd("iflag=fullblock"), false),
+        ("past the pages", &|| dd("iflag=direct"), true),
+        ("and may write", &both, true),
+    ];
+    for (who, read, again) in readers {
+        cluster.remount();
+        cluster.await_healthy(REPAIR_MAX);
+        assert!(read(), "reads {who}");
+        let dropped = Command::new("dd")
+            .args([&format!("if={}", path.display()), "iflag=nocache", "count=0"])
+            .output();
+        assert!(dropped.expect("dd").status.success());
+        cluster.kill(Bank::B);
+        cluster.kill(Bank::C);
+        assert_eq!(read(), again, "reads {who}, without two banks");
+        cluster.start_bank(Bank::B);
+        cluster.start_bank(Bank::C);
+        cluster.await_healthy(REPAIR_MAX);
+        assert!(read(), "reads {who}, with all banks again");
+    }
+    cluster.remount();
+    check_file(&path, 5, chunks);
 }

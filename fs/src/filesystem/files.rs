@@ -71,39 +71,50 @@ impl FileSystem {
     /// # Errors
     /// `EISDIR`, `EINVAL`, `ESTALE`, `EIO`.
     pub async fn read(&self, ino: Ino, handle: u64, offset: u64, size: u32) -> Result<Vec<Bytes>> {
-        let reads_pages = self.follow(ino, handle, offset, u64::from(size));
-        let passing = reads_pages && size >= STREAM_READ_BYTES;
+        self.follow(ino, handle, offset, u64::from(size));
+        self.run(Room::None, |t| data::read(t, ino, offset, size, false)).await
+    }
+
+    /// Reads for one who keeps what it gets: what a stream brings takes no place in the cache.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub async fn read_to_keep(
+        &self,
+        ino: Ino,
+        handle: u64,
+        offset: u64,
+        size: u32,
+    ) -> Result<Vec<Bytes>> {
+        self.follow(ino, handle, offset, u64::from(size));
+        let passing = size >= STREAM_READ_BYTES;
         self.run(Room::None, |t| data::read(t, ino, offset, size, passing)).await
     }
 
-    /// Notes where a handle reads; reads ahead of one that goes straight on. Answers
-    /// [`Handle::reads_pages`](crate::state::Handle::reads_pages).
-    fn follow(&self, ino: Ino, handle: u64, offset: u64, size: u64) -> bool {
+    /// Notes where a handle reads; reads ahead of one that goes straight on.
+    fn follow(&self, ino: Ino, handle: u64, offset: u64, size: u64) {
         let end = offset.saturating_add(size);
-        let (from, to, reads_pages) = {
+        let (from, to) = {
             let mut st = self.state.lock();
-            let Some(h) = st.handles.get_mut(&handle).filter(|h| h.ino == ino) else {
-                return false;
-            };
+            let Some(h) = st.handles.get_mut(&handle).filter(|h| h.ino == ino) else { return };
             let sequential = offset == h.next && offset > 0;
             h.next = end;
             if !sequential {
                 (h.window, h.ahead) = (0, end);
-                return h.reads_pages;
+                return;
             }
             let most = READAHEAD_BYTES_MAX.min(self.options.caches.block_bytes as u64 / 4);
             h.window = (h.window * 2).clamp(READAHEAD_BYTES_MIN.min(most), most);
             // Half a window at a time: few large requests instead of one small one per read.
             if h.ahead >= end + h.window / 2 {
-                return h.reads_pages;
+                return;
             }
             let from = h.ahead.max(end);
             h.ahead = end + h.window;
-            (from, h.ahead, h.reads_pages)
+            (from, h.ahead)
         };
         let bs = u64::from(self.geo.block_size);
         self.read_ahead(ino, from / bs, to.div_ceil(bs));
-        reads_pages
     }
 
     /// Writes all of `data`, or an error; `sync` returns when it is durable (`O_SYNC`, `O_DSYNC`).

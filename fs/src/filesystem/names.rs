@@ -172,7 +172,7 @@ impl FileSystem {
     pub async fn opendir(&self, ino: Ino) -> Result<u64> {
         self.run(Room::None, |t| {
             t.directory(ino)?;
-            Ok(t.open_handle(ino, libc::O_DIRECTORY))
+            Ok(t.open_handle(ino))
         })
         .await
     }

@@ -31,7 +31,7 @@ pub(crate) fn open(t: &mut Txn<'_>, ino: Ino, flags: i32) -> Done<(Attr, u64)> {
         attr = t.attr(ino, &f.inode);
         t.put_inode(ino, f.inode);
     }
-    Ok((attr, t.open_handle(ino, flags)))
+    Ok((attr, t.open_handle(ino)))
 }
 
 /// Reads; the pieces together are the bytes, shorter only at the end of the file.

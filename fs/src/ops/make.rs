@@ -158,7 +158,7 @@ pub(crate) fn create(
     let new = New { kind: Kind::File, perm, umask, rdev: 0, target: &[] };
     let (ino, inode) = make(t, parent, name, &new, caller)?;
     t.count_lookup(ino);
-    let handle = t.open_handle(ino, flags);
+    let handle = t.open_handle(ino);
     Ok((t.attr(ino, &inode), handle))
 }
 

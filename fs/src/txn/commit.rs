@@ -43,10 +43,10 @@ impl Txn<'_> {
         for ino in self.lookups {
             self.st.refs.entry(ino).or_default().lookups += 1;
         }
-        if let Some((ino, handle, reads_pages)) = self.open {
+        if let Some((ino, handle)) = self.open {
             self.st.next_handle = handle + 1;
             self.st.refs.entry(ino).or_default().opens += 1;
-            let fresh = Handle { ino, next: 0, window: 0, ahead: 0, reads_pages };
+            let fresh = Handle { ino, next: 0, window: 0, ahead: 0 };
             self.st.handles.insert(handle, fresh);
         }
         Ok(())
