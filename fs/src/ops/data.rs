@@ -38,7 +38,7 @@ pub(crate) fn open(t: &mut Txn<'_>, ino: Ino, flags: i32) -> Done<(Attr, u64)> {
 ///
 /// `passing`: they lie in the kernel's page cache from now on, and nobody is about to change a part of a
 /// block. Whole blocks then leave the cache: what comes next is received into their memory, not into new
-/// pages, which took a quarter of a stream's CPU (docs/adr/0024).
+/// pages, which took a fifth of a stream's CPU (docs/adr/0024).
 pub(crate) fn read(
     t: &mut Txn<'_>,
     ino: Ino,
