@@ -492,7 +492,7 @@ impl Volume for Replicated {
 
     fn has_room(&self, bytes: usize) -> bool {
         let limits = &self.shared.limits;
-        let core = self.shared.core.lock();
+        let mut core = self.shared.core.lock();
         let dirty = core.dirty_bytes();
         let free = core.fits(bytes) && dirty + bytes <= limits.dirty_bytes;
         core.fenced.is_none() && free && !core.lags(limits, self.shared.now())

@@ -407,9 +407,14 @@ impl Core {
         self.open.bytes + self.flying_bytes
     }
 
-    /// Does a replica lag so far that writers of much should wait for it?
-    pub(crate) fn lags(&self, limits: &Limits, now: Duration) -> bool {
-        self.shards.iter().any(|s| s.lags(limits.replay_bytes as u64, now))
+    /// Does a replica lag so far that writers of much should wait for it? When none does, the queue of those
+    /// who wait is over: whoever waits for the next that lags does not stand behind those who have gone.
+    pub(crate) fn lags(&mut self, limits: &Limits, now: Duration) -> bool {
+        let lags = self.shards.iter().any(|s| s.lags(limits.replay_bytes as u64, now));
+        if !lags {
+            self.paced = None;
+        }
+        lags
     }
 
     /// When `bytes` more may be written although a replica lags: writers of much go at
@@ -423,14 +428,12 @@ impl Core {
         limits: &Limits,
         now: Duration,
     ) -> Option<Duration> {
-        if !self.lags(limits, now) {
-            self.paced = None;
-        } else if bytes >= MUCH_BYTES {
-            let wait = Duration::from_secs_f64(bytes as f64 / LAGGING_BYTES_PER_S);
-            self.paced = Some(self.paced.map_or(now, |t| t.max(now)) + wait);
-            return self.paced;
+        if !self.lags(limits, now) || bytes < MUCH_BYTES {
+            return None;
         }
-        None
+        let wait = Duration::from_secs_f64(bytes as f64 / LAGGING_BYTES_PER_S);
+        self.paced = Some(self.paced.map_or(now, |t| t.max(now)) + wait);
+        self.paced
     }
 
     /// Joins an operation to the open group; see [`crate::volume::Volume::submit`]. The caller seals

@@ -546,7 +546,7 @@ fn a_second_mount_is_refused_and_takeover_fences_the_first() {
 }
 
 /// Whoever streams to three banks waits a little for the slowest, so that redundancy does not end with
-/// every large file. One that is much slower is given up.
+/// every large file.
 #[test]
 fn a_stream_leaves_no_bank_behind_that_is_only_a_little_slower() {
     runtime_test(async {
