@@ -302,17 +302,19 @@ async fn a_sequential_reader_is_read_ahead() {
 async fn what_passes_in_a_stream_keeps_no_place_in_the_cache() {
     let (memory, fs) = fresh(FsOptions::default()).await;
     let (f, h) = fs.create(ROOT, b"f", 0o644, 0, libc::O_RDWR, ME).await.unwrap();
-    let mib: Vec<u8> = (0..1u32 << 20).map(|i| (i >> 9) as u8 | 1).collect();
+    // Its last block ends with the file.
+    let len = (1 << 20) + 5000;
+    let file: Vec<u8> = (0..len as u32).map(|i| (i >> 9) as u8 | 1).collect();
     let fill = async || {
-        fs.write(f.ino, h, 0, Bytes::from(mib.clone()), Strip::Capability, false).await.unwrap();
+        fs.write(f.ino, h, 0, Bytes::from(file.clone()), Strip::Capability, false).await.unwrap();
     };
     fill().await;
     fs.sync_all().await.unwrap();
     let kib = 1 << 10;
     // Whether the reader keeps it, bytes of a read, where it begins, keys that a second pass asks for.
     for (keeps, step, begin, again) in [
-        (true, 128 * kib, 0, 64),
-        (true, 1024 * kib, 0, 64),
+        (true, 128 * kib, 0, 65),
+        (true, 1024 * kib, 0, 65),
         (true, 64 * kib, 0, 0),
         // Seven whole blocks of each nine that it touches.
         (true, 128 * kib, 4 * kib, 7 * 8),
@@ -321,12 +323,12 @@ async fn what_passes_in_a_stream_keeps_no_place_in_the_cache() {
         fs.drop_caches();
         let pass = async || {
             let before = memory.counts().keys;
-            for at in (begin..1024 * kib).step_by(step) {
+            for at in (begin..len).step_by(step) {
                 let got = match keeps {
                     true => fs.read_to_keep(f.ino, h, at as u64, step as u32).await,
                     false => fs.read(f.ino, h, at as u64, step as u32).await,
                 };
-                let here = &mib[at..mib.len().min(at + step)];
+                let here = &file[at..file.len().min(at + step)];
                 assert!(got.unwrap().concat() == here, "keeps {keeps}, {step} bytes from {at}");
             }
             memory.counts().keys - before
@@ -337,7 +339,7 @@ async fn what_passes_in_a_stream_keeps_no_place_in_the_cache() {
     // What is not yet on the banks is not lost with its place.
     fill().await;
     for _ in 0..2 {
-        assert!(fs.read_to_keep(f.ino, h, 0, 1 << 20).await.unwrap().concat() == mib);
+        assert!(fs.read_to_keep(f.ino, h, 0, len as u32).await.unwrap().concat() == file);
     }
 }
 

@@ -164,7 +164,7 @@ async fn run<N: Node>(
     let mut took = Vec::new();
     while began.elapsed() < plan.time.min(Duration::from_secs(2)) {
         let n = took.len() as u64 % last.seq + 1;
-        let request = Request::Read { keys: vec![n.to_be_bytes().to_vec()], through: last };
+        let request = Request::Read { keys: [n.to_be_bytes().to_vec()].into(), through: last };
         let at = Instant::now();
         client.call(envelope, &request, vec![], DEADLINE).await?;
         took.push(at.elapsed());

@@ -54,6 +54,7 @@ pub fn encode_head<T: bincode::Encode>(head: &T, bulk_len: usize) -> Result<Byte
 }
 
 /// Where the bulk of a body begins that begins like this, if it is a frame; `None` when too little is there.
+#[cfg(feature = "server")]
 pub(crate) fn bulk_at(start: &[u8]) -> Option<usize> {
     let head_len = start.get(4..8)?.try_into().ok()?;
     Some(FRAME_PREFIX_LEN + u32::from_le_bytes(head_len) as usize)

@@ -88,8 +88,8 @@ fn asked() -> Vec<Request> {
     vec![
         Request::Status,
         Request::Beat { watermark: v, release: false },
-        Request::Read { keys: keys.clone(), through: v },
-        Request::Digests { keys, through: v },
+        Request::Read { keys: keys.clone().into(), through: v },
+        Request::Digests { keys: keys.into(), through: v },
         scan(true),
         scan(false),
         Request::Hashes { through: v },
@@ -417,7 +417,7 @@ fn start_on(disk: &MemoryDisk) {
     let call = |epoch, request| service.handle(envelope(epoch), request, Bytes::new());
     let through = Version::ZERO;
     let keys: Vec<Key> = (0..9).map(|n| format!("key {n}").into_bytes()).collect();
-    let _ = call(0, Request::Read { keys, through });
+    let _ = call(0, Request::Read { keys: keys.into(), through });
     let scan = Request::Scan { start: vec![], end: vec![], limit: 1000, values: true, through };
     let _ = call(0, scan);
     let _ = call(0, Request::Verify { after: vec![], budget_bytes: 1 << 20 });

@@ -7,6 +7,7 @@
 use bincode::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::sync::Arc;
 
 /// Largest head of a frame, bytes.
 pub const HEAD_LEN_MAX: usize = 8 << 20;
@@ -27,6 +28,8 @@ pub const WIRE_FORMAT: u16 = 1;
 
 /// A key: opaque bytes, compared as bytes, 1..=[`KEY_LEN_MAX`] long.
 pub type Key = Vec<u8>;
+/// Keys of one question, asked of several banks: clones share them.
+pub type Keys = Arc<[Key]>;
 
 /// A position in a shard's chain and the version of a record: who wrote it, in which group.
 /// Compared as a pair; `seq` grows by one per group and is never reset.
@@ -389,14 +392,14 @@ pub enum Request {
     /// contiguously), else refuses with [`NodeError::NotThere`].
     Read {
         /// Keys, at most 4,096.
-        keys: Vec<Key>,
+        keys: Keys,
         /// Position of the shard the answer must include; ignored for observers.
         through: Version,
     },
     /// Like `Read` without values (the node does not touch the disk).
     Digests {
         /// Keys.
-        keys: Vec<Key>,
+        keys: Keys,
         /// As in `Read`.
         through: Version,
     },

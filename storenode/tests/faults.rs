@@ -356,7 +356,7 @@ fn every_flipped_byte_is_seen_and_never_gives_wrong_data() {
                     "{what}: parts are missing and nothing says so: {s:?}"
                 );
             }
-            let r = Request::Read { keys: keys.clone(), through: Version::ZERO };
+            let r = Request::Read { keys: keys.clone().into(), through: Version::ZERO };
             let (Reply::Found { applied: got, items }, values) = n.observe(r).unwrap() else {
                 panic!()
             };

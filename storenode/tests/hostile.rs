@@ -221,7 +221,11 @@ async fn malformed_keys_and_lengths_are_refused_with_what_is_wrong() {
             "at most 512 bytes",
         ),
         (Request::Append { lens: vec![9, 9], watermark: through }, value, "cut short"),
-        (Request::Read { keys: vec![b"k".to_vec(); 5000], through }, Bytes::new(), "4096 keys"),
+        (
+            Request::Read { keys: vec![b"k".to_vec(); 5000].into(), through },
+            Bytes::new(),
+            "4096 keys",
+        ),
         (Request::Join { at: far, reach: far }, Bytes::new(), "a later epoch"),
         (Request::Fence { epoch: u64::MAX, nonce: 1, holder: "x".into() }, Bytes::new(), "range"),
     ];

@@ -93,7 +93,7 @@ async fn every_refusal_says_what_is_wrong_and_the_node_goes_on() {
     let mut writer = Writer::open(w.client.clone()).await;
     writer.put(&[(key(1), Some(value(1, 10)))]).await;
     let good = writer.envelope;
-    let read = Request::Read { keys: vec![key(1)], through: writer.last };
+    let read = Request::Read { keys: [key(1)].into(), through: writer.last };
     let ask = |envelope: Envelope| w.client.call(envelope, &read, vec![], DEADLINE);
     let refused = |e: ClientError| match e {
         ClientError::Refused(why) => why,
@@ -154,7 +154,7 @@ async fn many_at_once() {
         })
         .collect();
     let settled = Version::new(writer.last.epoch, writer.last.seq - 199);
-    let read = Request::Read { keys: vec![key(0)], through: settled };
+    let read = Request::Read { keys: [key(0)].into(), through: settled };
     for _ in 0..50 {
         let (_, bulk) = w.client.call(writer.envelope, &read, vec![], DEADLINE).await.unwrap();
         assert_eq!(bulk.len(), 5000);

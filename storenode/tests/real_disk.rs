@@ -211,7 +211,7 @@ fn threads_share_syncs_and_readers_see_whole_groups() {
             while last < top {
                 assert!(began.elapsed() < Duration::from_secs(120), "stuck at {last}");
                 let keys = vec![b"a".to_vec(), b"b".to_vec()];
-                let r = Request::Read { keys, through: Version::ZERO };
+                let r = Request::Read { keys: keys.into(), through: Version::ZERO };
                 let (_, values) = s.handle(envelope(&s, 0), r, Bytes::new()).unwrap();
                 let values = values.concat();
                 if !values.is_empty() {

@@ -230,7 +230,7 @@ fn neighbours_are_read_in_one_piece_and_a_failure_is_its_own() {
     n.commit(v(1, 1));
     let read = || {
         let (reply, values) =
-            n.observe(Request::Read { keys: names.clone(), through: v(1, 1) }).unwrap();
+            n.observe(Request::Read { keys: names.clone().into(), through: v(1, 1) }).unwrap();
         let Reply::Found { items, .. } = reply else { panic!() };
         (items.iter().filter(|f| matches!(f, Found::Record { .. })).count(), values)
     };
@@ -240,7 +240,7 @@ fn neighbours_are_read_in_one_piece_and_a_failure_is_its_own() {
         n.disk.operations() - before
     };
     // Asking costs some by itself: the harness looks at the status first.
-    let digests = || Request::Digests { keys: names.clone(), through: v(1, 1) };
+    let digests = || Request::Digests { keys: names.clone().into(), through: v(1, 1) };
     let asking = operations(&|| drop(n.observe(digests()).unwrap()));
     let check = || {
         let (found, values) = read();

@@ -15,8 +15,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 use storenode::wire::{
-    BankId, Cursor, InstallKind, Key, PerBank, RecordHead, Reply, Request, Role, Status, StoreId,
-    Version, VolumeId, digest,
+    BankId, Cursor, InstallKind, Key, Keys, PerBank, RecordHead, Reply, Request, Role, Status,
+    StoreId, Version, VolumeId, digest,
 };
 use tokio::time::Instant;
 
@@ -248,10 +248,10 @@ async fn page(
     }
     doubtful.retain(covered);
     if !doubtful.is_empty() {
-        let doubtful: Vec<Key> = doubtful.into_iter().collect();
+        let doubtful: Keys = doubtful.into_iter().collect();
         let verdicts =
             read::vote(shared, shard, &doubtful).await.map_err(|e| End::Other(e.to_string()))?;
-        for (key, v) in doubtful.into_iter().zip(verdicts) {
+        for (key, v) in doubtful.iter().cloned().zip(verdicts) {
             if let Voted::Record { version, digest, value } = v {
                 let len = value.as_ref().map(|v| v.len() as u32);
                 heads.push(RecordHead { key, version, digest, len });

@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use storenode::wire::{
-    BankId, Digest, Found, Key, PerBank, RecordHead, Reply, Request, StoreId, Version, digest,
+    BankId, Digest, Found, Key, Keys, PerBank, RecordHead, Reply, Request, StoreId, Version, digest,
 };
 use tokio::time::Instant;
 
@@ -73,7 +73,7 @@ pub(crate) fn conclude(answers: &Answers) -> Result<Voted, Verdict> {
 pub(crate) async fn vote(
     shared: &Arc<Shared>,
     shard: u16,
-    keys: &[Key],
+    keys: &Keys,
 ) -> Result<Vec<Voted>, VolumeError> {
     let deadline = shared.limits.read_deadline();
     let mut limit = Instant::now() + deadline;
@@ -82,8 +82,12 @@ pub(crate) async fn vote(
         Err(turn) => turn,
     };
     let mut out = Vec::with_capacity(keys.len());
-    for chunk in keys.chunks(KEYS_MAX) {
-        out.extend(vote_chunk(shared, shard, chunk, turn, limit).await?);
+    let chunks = keys.chunks(KEYS_MAX).map(|chunk| match chunk.len() == keys.len() {
+        true => keys.clone(),
+        false => chunk.into(),
+    });
+    for chunk in chunks {
+        out.extend(vote_chunk(shared, shard, &chunk, turn, limit).await?);
         (turn, limit) = (shared.next_turn(), Instant::now() + deadline);
     }
     Ok(out)
@@ -94,7 +98,7 @@ pub(crate) async fn vote(
 pub(crate) async fn vote_once(
     shared: &Arc<Shared>,
     shard: u16,
-    keys: &[Key],
+    keys: &Keys,
     turn: usize,
     limit: Instant,
 ) -> Vec<Option<Voted>> {
@@ -109,7 +113,7 @@ pub(crate) async fn vote_once(
     match first_round(shared, shard, keys, &readers, limit).await {
         Ok((verdicts, _)) => {
             add(&shared.metrics.reads, verdicts.iter().flatten().count());
-            check_behind(shared, shard, keys.iter().zip(&verdicts));
+            check_behind(shared, shard, keys, &verdicts);
             verdicts
         }
         Err(_) => nothing(),
@@ -119,7 +123,7 @@ pub(crate) async fn vote_once(
 async fn vote_chunk(
     shared: &Arc<Shared>,
     shard: u16,
-    keys: &[Key],
+    keys: &Keys,
     mut turn: usize,
     limit: Instant,
 ) -> Result<Vec<Voted>, VolumeError> {
@@ -132,7 +136,7 @@ async fn vote_chunk(
         let why = match attempt(shared, shard, keys, turn, limit).await {
             Ok(Ok(v)) => {
                 let v: Vec<Option<Voted>> = v.into_iter().map(Some).collect();
-                check_behind(shared, shard, keys.iter().zip(&v));
+                check_behind(shared, shard, keys, &v);
                 return Ok(v.into_iter().flatten().collect());
             }
             // A verdict of "not decidable" with all three heard does not change by asking again...
@@ -156,20 +160,21 @@ async fn vote_chunk(
     }
 }
 
-fn check_behind<'a>(
-    shared: &Arc<Shared>,
-    shard: u16,
-    voted: impl Iterator<Item = (&'a Key, &'a Option<Voted>)>,
-) {
-    let mut bytes = 0;
-    let found = voted.filter_map(|(k, v)| match v {
-        Some(Voted::Record { value: Some(value), .. }) => {
-            bytes += value.len() as u64;
-            Some(k.clone())
-        }
+fn check_behind(shared: &Arc<Shared>, shard: u16, keys: &Keys, voted: &[Option<Voted>]) {
+    let len = |v: &Option<Voted>| match v {
+        Some(Voted::Record { value: Some(value), .. }) => Some(value.len() as u64),
         _ => None,
-    });
-    let found = found.collect();
+    };
+    let bytes = voted.iter().filter_map(len).sum();
+    let found = match voted.iter().all(|v| len(v).is_some()) {
+        true => keys.clone(),
+        false => keys
+            .iter()
+            .zip(voted)
+            .filter(|(_, v)| len(v).is_some())
+            .map(|(k, _)| k.clone())
+            .collect(),
+    };
     shared.order_check(shard, found, bytes);
 }
 
@@ -195,7 +200,7 @@ fn readers(shared: &Arc<Shared>, shard: u16, turn: usize) -> Result<Readers, Str
 async fn attempt(
     shared: &Arc<Shared>,
     shard: u16,
-    keys: &[Key],
+    keys: &Keys,
     turn: usize,
     limit: Instant,
 ) -> Result<Result<Vec<Voted>, NoVerdict>, String> {
@@ -208,7 +213,7 @@ async fn attempt(
     // Round two, for the keys without a verdict: everybody, with values.
     let (through, readers) = who;
     add(&shared.metrics.disputes, open.len());
-    let subset: Vec<Key> = open.iter().map(|k| keys[*k].clone()).collect();
+    let subset: Keys = open.iter().map(|k| keys[*k].clone()).collect();
     let ask_bank = |(bank, store): (BankId, StoreId)| {
         let keys = subset.clone();
         async move { (bank, ask(shared, shard, bank, store, keys, through, true).await) }
@@ -245,14 +250,14 @@ async fn attempt(
 async fn first_round(
     shared: &Arc<Shared>,
     shard: u16,
-    keys: &[Key],
+    keys: &Keys,
     (through, readers): &Readers,
     limit: Instant,
 ) -> Result<(Vec<Option<Voted>>, String), String> {
     let store_of = |bank: BankId| readers.iter().find(|(b, _)| *b == bank).map(|(_, s)| *s);
     let usable = Usable::from_fn(|b| store_of(b).is_some());
     let ask_bank = |bank: BankId, values: bool| {
-        let (store, keys) = (store_of(bank).unwrap_or(StoreId::ZERO), keys.to_vec());
+        let (store, keys) = (store_of(bank).unwrap_or(StoreId::ZERO), keys.clone());
         async move { (bank, ask(shared, shard, bank, store, keys, *through, values).await) }
     };
     let mut tables: Vec<Answers> = vec![Answers::default(); keys.len()];
@@ -369,7 +374,7 @@ pub(crate) async fn ask(
     shard: u16,
     bank: BankId,
     store: StoreId,
-    keys: Vec<Key>,
+    keys: Keys,
     through: Version,
     values: bool,
 ) -> Result<Vec<Answer>, BankError> {
@@ -425,33 +430,44 @@ pub(crate) async fn get(
     shared: &Arc<Shared>,
     keys: Vec<(u16, Key)>,
 ) -> Result<Vec<Option<Stored>>, VolumeError> {
-    let mut out: Vec<Option<Option<Stored>>> = {
+    let mut out: Vec<Option<Stored>> = vec![None; keys.len()];
+    let mut by_shard: BTreeMap<u16, (Vec<usize>, Vec<Key>)> = BTreeMap::new();
+    let mut pending: Vec<(usize, Key)> = Vec::new();
+    {
         let core = shared.core.lock();
-        keys.iter().map(|(_, k)| core.pending(k)).collect()
-    };
-    let mut by_shard: BTreeMap<u16, Vec<usize>> = BTreeMap::new();
-    for (i, (shard, _)) in keys.iter().enumerate() {
-        if out[i].is_none() {
-            by_shard.entry(*shard).or_default().push(i);
+        for (i, (shard, key)) in keys.into_iter().enumerate() {
+            match core.pending(&key) {
+                Some(value) => {
+                    out[i] = value;
+                    pending.push((i, key));
+                }
+                None => {
+                    let (at, wanted) = by_shard.entry(shard).or_default();
+                    at.push(i);
+                    wanted.push(key);
+                }
+            }
         }
     }
-    let asked = by_shard.into_iter().map(|(shard, at)| {
-        let wanted: Vec<Key> = at.iter().map(|i| keys[*i].1.clone()).collect();
-        async move { (at, vote(shared, shard, &wanted).await) }
+    let asked = by_shard.into_iter().map(|(shard, (at, wanted))| async move {
+        let wanted = Keys::from(wanted);
+        let answer = vote(shared, shard, &wanted).await;
+        (at, wanted, answer)
     });
-    for (at, answer) in futures_util::future::join_all(asked).await {
-        for (i, v) in at.into_iter().zip(answer?) {
-            out[i] = Some(v.stored());
-        }
-    }
-    // What was submitted meanwhile is newer.
+    let asked = futures_util::future::join_all(asked).await;
+    // What was submitted meanwhile is newer: all of it, for it may belong together.
     let core = shared.core.lock();
-    for (i, (_, k)) in keys.iter().enumerate() {
-        if let Some(p) = core.pending(k) {
-            out[i] = Some(p);
+    for (at, wanted, answer) in asked {
+        for ((i, key), voted) in at.into_iter().zip(&*wanted).zip(answer?) {
+            out[i] = core.pending(key).unwrap_or_else(|| voted.stored());
         }
     }
-    Ok(out.into_iter().map(Option::flatten).collect())
+    for (i, key) in pending {
+        if let Some(newer) = core.pending(&key) {
+            out[i] = newer;
+        }
+    }
+    Ok(out)
 }
 
 /// A page of live records of one shard, pending changes laid over it.
@@ -653,8 +669,9 @@ async fn merge(
     }
     disputed.extend(second.into_keys());
     if !disputed.is_empty() {
+        let disputed = Keys::from(disputed);
         let verdicts = vote(shared, shard, &disputed).await?;
-        for (key, v) in disputed.into_iter().zip(verdicts) {
+        for (key, v) in disputed.iter().cloned().zip(verdicts) {
             if let Some(s) = v.stored() {
                 records.insert(key, s);
             }

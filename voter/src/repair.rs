@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use storenode::wire::{
-    BankId, InstallKind, Key, PerBank, RecordHead, Reply, Request, StoreId, Version,
+    BankId, InstallKind, Key, Keys, PerBank, RecordHead, Reply, Request, StoreId, Version,
 };
 use tokio::sync::mpsc;
 
@@ -97,7 +97,7 @@ fn together(orders: impl Iterator<Item = CheckOrder>) -> Vec<(u16, (BTreeSet<Key
     for order in orders {
         let (keys, cost) = open.entry(order.shard).or_default();
         *cost += order.bytes + 256 * order.keys.len() as u64;
-        keys.extend(order.keys);
+        keys.extend(order.keys.iter().cloned());
         if *cost >= CHECK_STEP || keys.len() >= BATCH_MAX {
             full.extend(open.remove_entry(&order.shard));
         }
@@ -118,8 +118,9 @@ pub(crate) async fn mend(shared: &Arc<Shared>, shard: u16, keys: &[Key]) -> Resu
 
 async fn mend_chunk(shared: &Arc<Shared>, shard: u16, keys: &[Key]) -> Result<usize, String> {
     let (through, readers) = shared.readers(shard, 0);
+    let asked = Keys::from(keys);
     let answers = futures_util::future::join_all(readers.iter().map(|(bank, store)| async {
-        (*bank, ask(shared, shard, *bank, *store, keys.to_vec(), through, true).await)
+        (*bank, ask(shared, shard, *bank, *store, asked.clone(), through, true).await)
     }))
     .await;
     let mut why = String::new();

@@ -19,8 +19,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 use storenode::background;
 use storenode::wire::{
-    BankId, Envelope, NodeError, PerBank, Position, Reply, Request, StoreId, Version, VolumeId,
-    WIRE_FORMAT,
+    BankId, Envelope, Keys, NodeError, PerBank, Position, Reply, Request, StoreId, Version,
+    VolumeId, WIRE_FORMAT,
 };
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
@@ -36,7 +36,7 @@ pub(crate) struct RepairOrder {
 #[derive(Clone, Debug)]
 pub(crate) struct CheckOrder {
     pub(crate) shard: u16,
-    pub(crate) keys: Vec<Vec<u8>>,
+    pub(crate) keys: Keys,
     /// Of their values.
     pub(crate) bytes: u64,
 }
@@ -244,7 +244,8 @@ impl Shared {
             moved.then_some(core.watermark)
         };
         if let Some(w) = moved {
-            self.watermark.set(w);
+            // Two banks' answers come at the same time, and the lock is given back in between.
+            self.watermark.raise(w);
             self.seal_bell.notify_one();
         }
     }
@@ -352,7 +353,7 @@ impl Shared {
 
     /// Has what was just read looked at on all banks, soon: the vote compares heads, and a value that
     /// rotted on a bank that only gave its head would stay unseen.
-    pub(crate) fn order_check(&self, shard: u16, keys: Vec<Vec<u8>>, bytes: u64) {
+    pub(crate) fn order_check(&self, shard: u16, keys: Keys, bytes: u64) {
         if !keys.is_empty() {
             let _ = self.checks.try_send(CheckOrder { shard, keys, bytes });
         }

@@ -322,7 +322,7 @@ impl Replicated {
             )
         };
         let found = futures_util::future::join_all(BankId::ALL.map(|bank| {
-            let request = Request::Read { keys: vec![key.clone()], through };
+            let request = Request::Read { keys: [key.clone()].into(), through };
             shared.call(shard, bank, stores[bank], request, vec![], Duration::from_secs(1))
         }))
         .await;

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use storenode::background;
-use storenode::wire::{BankId, Key};
+use storenode::wire::{BankId, Keys};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -43,7 +43,7 @@ struct Queue {
 type Answer = Result<Vec<Voted>, usize>;
 
 struct Waiting {
-    keys: Vec<Key>,
+    keys: Keys,
     answer: oneshot::Sender<Answer>,
 }
 
@@ -90,7 +90,7 @@ impl Drop for Turn {
         drop(queue);
         let turn = Turn { shared: self.shared.clone(), shard: self.shard };
         runtime.spawn(async move {
-            let keys: Vec<Key> = next.iter().flat_map(|w| w.keys.iter().cloned()).collect();
+            let keys: Keys = next.iter().flat_map(|w| w.keys.iter().cloned()).collect();
             let limit = Instant::now() + turn.shared.limits.read_deadline();
             let first = turn.shared.next_turn();
             let voted = read::vote_once(&turn.shared, turn.shard, &keys, first, limit).await;
@@ -115,7 +115,7 @@ enum Place {
 
 /// Votes on keys of one shard until `limit`, with others who ask at the same time. An error: ask alone, in
 /// this turn.
-pub(crate) async fn vote(shared: &Arc<Shared>, shard: u16, keys: &[Key], limit: Instant) -> Answer {
+pub(crate) async fn vote(shared: &Arc<Shared>, shard: u16, keys: &Keys, limit: Instant) -> Answer {
     let first = shared.next_turn();
     // What nobody waits for does not take others along into the background.
     if keys.len() > SMALL_MAX || background::is_here() {
@@ -128,7 +128,7 @@ pub(crate) async fn vote(shared: &Arc<Shared>, shard: u16, keys: &[Key], limit: 
             Place::Go(Turn { shared: shared.clone(), shard })
         } else {
             let (answer, receiver) = oneshot::channel();
-            queue.waiting.push_back(Waiting { keys: keys.to_vec(), answer });
+            queue.waiting.push_back(Waiting { keys: keys.clone(), answer });
             Place::Wait(receiver)
         }
     };

@@ -50,6 +50,15 @@ impl<T: Copy> Watched<T> {
         self.0.bell.notify_waiters();
     }
 
+    /// Sets it, unless what stands there is later: of two who tell of their news at the same time, the one
+    /// with the older news may come last.
+    pub(crate) fn raise(&self, value: T)
+    where
+        T: Ord,
+    {
+        self.modify(|v| *v = value.max(*v));
+    }
+
     /// A waiter for changes from now on.
     pub(crate) fn subscribe(&self) -> Watcher<T> {
         Watcher { inner: Arc::clone(&self.0), seen: self.0.state.lock().1 }
@@ -110,5 +119,15 @@ mod tests {
         value.modify(|v| *v += 1);
         waiter.await.unwrap();
         assert_eq!(value.get(), 4);
+    }
+
+    #[test]
+    fn late_news_does_not_take_it_back() {
+        let value = Watched::new(9);
+        let all = [11, 10].map(|news| {
+            value.raise(news);
+            value.get()
+        });
+        assert_eq!(all, [11, 11]);
     }
 }

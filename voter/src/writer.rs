@@ -288,10 +288,14 @@ impl Shard {
         }
         let committed = self.bytes_through(self.committed_end);
         self.replicas.iter().any(|(_, r)| {
-            let lacks = committed.saturating_sub(self.bytes_through(r.position.position));
+            // What it has of one that is copied to ends where the copy began, and says nothing; what was sent
+            // to it since then does.
+            let copied_to = !r.votes || !self.can_replay_from(r.position.position);
+            let at = if copied_to { r.cursor } else { r.position.position };
+            let lacks = committed.saturating_sub(self.bytes_through(at));
             let answers = r.last_answer.is_some_and(|t| now.saturating_sub(t) < LAG_PATIENCE);
-            let kept = self.can_replay_from(r.position.position);
-            r.is_up_to_date() && answers && kept && lacks > replay_bytes / 2
+            let follows = r.health.health() != Health::Down && self.can_replay_from(at);
+            follows && answers && lacks > replay_bytes / 2
         })
     }
 
@@ -311,9 +315,9 @@ impl Shard {
                     r.cursor < front.version && r.health.health() != Health::Down
                 }
             });
-            let bounds = lacking.map(|(_, r)| match r.is_up_to_date() {
-                true => limits.replay_bytes + limits.dirty_bytes,
-                false => limits.replay_bytes,
+            let bounds = lacking.map(|(_, r)| match r.health.health() {
+                Health::Down => limits.replay_bytes,
+                _ => limits.replay_bytes + limits.dirty_bytes,
             });
             let kept = committed.saturating_sub(front.start());
             let keep = bounds.max().is_some_and(|bound| kept <= bound as u64);

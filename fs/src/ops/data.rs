@@ -71,10 +71,10 @@ pub(crate) fn read(
     }
     // Unless somebody needs all that was loaded to get on at all.
     if passing && t.st.struggling == 0 {
+        let bs = u64::from(t.geo.block_size);
         for s in spans(offset, len, t.geo.block_size) {
-            if s.to - s.from == t.geo.block_size as usize {
-                t.st.blocks.remove(&(ino, s.block));
-            }
+            let to_its_end = s.to as u64 == bs || s.block * bs + s.to as u64 >= f.base.size;
+            t.st.pass(ino, s.block, s.from == 0 && to_its_end);
         }
     }
     let stale = f.base.atime <= f.base.mtime

@@ -303,7 +303,7 @@ impl Live {
     }
 
     fn get(&self, key: &Key) -> Result<Option<Record>, Failure> {
-        let request = Request::Read { keys: vec![key.clone()], through: Version::ZERO };
+        let request = Request::Read { keys: [key.clone()].into(), through: Version::ZERO };
         let (reply, bulk) = self.call(&request)?;
         let values = split_bulk(&request, &reply, &bulk).map_err(Failure::usage)?;
         let Reply::Found { items, .. } = reply else { return Err(self.odd()) };

@@ -97,7 +97,7 @@ const ENVELOPE: Envelope = Envelope {
 const SECOND: Duration = Duration::from_secs(10);
 
 fn read(key: &[u8], n: usize) -> Request {
-    Request::Read { keys: vec![key.to_vec(); n], through: Version::ZERO }
+    Request::Read { keys: vec![key.to_vec(); n].into(), through: Version::ZERO }
 }
 
 struct World {

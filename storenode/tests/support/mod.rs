@@ -132,7 +132,7 @@ impl Node {
         position(self.call(Request::Beat { watermark, release: false })).unwrap()
     }
     pub fn read(&self, key: &[u8], through: Version) -> Result<(Found, Option<Bytes>), NodeError> {
-        let r = Request::Read { keys: vec![key.to_vec()], through };
+        let r = Request::Read { keys: [key.to_vec()].into(), through };
         match self.call(r)? {
             (Reply::Found { mut items, .. }, mut bulk) => Ok((items.remove(0), bulk.pop())),
             other => panic!("{other:?}"),

@@ -130,7 +130,7 @@ impl Writer {
     }
 
     pub(crate) async fn get(&self, key: &[u8]) -> Result<(Reply, Bytes), ClientError> {
-        let request = Request::Read { keys: vec![key.to_vec()], through: self.last };
+        let request = Request::Read { keys: [key.to_vec()].into(), through: self.last };
         self.client.call(self.envelope, &request, vec![], DEADLINE).await
     }
 }

@@ -171,7 +171,7 @@ impl World {
 
     /// The bytes of a record as one node sends them; nothing of one that is damaged.
     pub(crate) fn sent(&self, bank: BankId, key: &Key) -> Vec<u8> {
-        let read = |through| Request::Read { keys: vec![key.clone()], through };
+        let read = |through| Request::Read { keys: [key.clone()].into(), through };
         self.ask(bank, shard_of(key), read).1.concat()
     }
 
