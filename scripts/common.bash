@@ -71,7 +71,11 @@ node_log() { printf '%s' "$run/node-$1.log"; }
 mount_pid_file=$run/mount.pid
 
 # mounted_at DIR: is a tercet (or dead FUSE) filesystem mounted exactly there?
-mounted_at() { awk -v m="$1" '$5 == m && / - fuse/ {found=1} END {exit !found}' /proc/self/mountinfo; }
+mounted_at() {
+  # As the kernel writes it there.
+  M=$(sed 's/\\/\\134/g; s/ /\\040/g; s/\t/\\011/g' <<<"$1") \
+    awk '$5 == ENVIRON["M"] && / - fuse/ {found=1} END {exit !found}' /proc/self/mountinfo
+}
 
 # Where the volume is mounted according to tercet.toml.
 mountpoint_of() { sed -n 's/^[[:space:]]*mountpoint[[:space:]]*=[[:space:]]*"\(.*\)".*/\1/p' "$config"; }

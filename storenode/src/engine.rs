@@ -183,9 +183,46 @@ pub(crate) struct Engine {
     tail_used: AtomicU64,
     tail_unused: AtomicU64,
     pub(crate) counters: Counters,
+    damaged: Damaged,
     buffers: crate::buffers::Buffers,
     /// What was wrong at the start, for people.
     pub(crate) damage_notes: Vec<String>,
+}
+
+/// Records that a read or a look found damaged, and where: at most so many of them, [`DAMAGED_KEPT`]. One that
+/// lies elsewhere now was replaced, and is whole.
+#[derive(Debug, Default)]
+struct Damaged(Mutex<BTreeMap<Key, Place>>);
+
+/// See [`Damaged`].
+const DAMAGED_KEPT: usize = 4_096;
+
+impl Damaged {
+    fn note(&self, key: &[u8], place: Place) {
+        let mut known = self.0.lock();
+        if known.len() < DAMAGED_KEPT || known.contains_key(key) {
+            known.insert(key.to_vec(), place);
+        }
+    }
+
+    /// It could be read after all.
+    fn whole(&self, key: &[u8]) {
+        self.0.lock().remove(key);
+    }
+
+    /// Compaction takes a damaged value along as it is.
+    fn moved(&self, key: &[u8], to: Place) {
+        if let Some(place) = self.0.lock().get_mut(key) {
+            *place = to;
+        }
+    }
+
+    /// How many are left.
+    fn count(&self, index: &Index) -> usize {
+        let mut known = self.0.lock();
+        known.retain(|key, place| index.get(key).is_some_and(|s| s.place() == *place));
+        known.len()
+    }
 }
 
 /// What a chain's head and openings say, for a status.
@@ -370,8 +407,14 @@ impl Engine {
         }
     }
 
-    fn note_damaged(&self, key: &[u8], what: &str) {
+    /// Records known to be damaged that were not replaced since; at most [`DAMAGED_KEPT`].
+    pub(crate) fn damaged_records(&self) -> u64 {
+        self.damaged.count(&self.index.read()) as u64
+    }
+
+    fn note_damaged(&self, key: &[u8], place: Place, what: &str) {
         self.counters.damaged_records.fetch_add(1, Ordering::Relaxed);
+        self.damaged.note(key, place);
         tracing::warn!(key = %hex(key), what, "damaged record");
     }
 }

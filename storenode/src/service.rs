@@ -617,7 +617,7 @@ pub(crate) fn status_of(state: &State, engine: &Engine) -> Status {
         failed: engine.failed(),
         cursor: c.cursor,
         space: engine.space(),
-        damaged_records: engine.metrics().damaged_records,
+        damaged_records: engine.damaged_records(),
         allow_faults: false,
         uptime_s: 0,
         program: env!("CARGO_PKG_VERSION").to_owned(),

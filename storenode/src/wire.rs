@@ -660,7 +660,7 @@ pub struct Status {
     pub cursor: Option<Cursor>,
     /// How full.
     pub space: Space,
-    /// Damaged records known from reads and scrubs since start.
+    /// Records that reads and scrubs found damaged and that were not replaced since, at most 4,096.
     pub damaged_records: u64,
     /// Faults injected are possible (`--allow-faults`).
     pub allow_faults: bool,

@@ -268,6 +268,7 @@ fn repairs_take_what_is_newer_or_heals() {
     assert_eq!(bad.len(), 1);
     assert_eq!(n.service.status().damaged_records, 1);
     assert_eq!(n.install(&a(1, "one"), v(1, 1), InstallKind::Repair), Ok(1));
+    assert_eq!(n.service.status().damaged_records, 0, "it was replaced");
     assert_eq!(value(n.read(b"a", v(1, 1))), Some("one".into()));
     // A record from above what is applied (foreign) is replaced by the true, lower one.
     let foreign = Fault::Drop { key: b"a".to_vec() };

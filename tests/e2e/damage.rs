@@ -95,6 +95,19 @@ fn the_commands_refresh_and_scrub_heal_now() {
     assert!(!cluster.compare_banks().is_empty(), "the oracle sees lost records");
     cluster.tercet(&["refresh"]).assert_ok();
     cluster.await_equal(REPAIR_MAX);
+    // What was healed is not told of any more.
+    let status = cluster.tercet(&["status"]).expect_ok();
+    assert!(!status.contains("damaged;") && status.contains("allows faults"), "{status}");
+    // Nor is "nothing wrong" said of a bank that nobody looked at.
+    cluster.kill(Bank::B);
+    until(REPAIR_MAX, "the mount knows that bank B is away", || {
+        cluster.tercet(&["status"]).expect_ok().contains("redundancy 2")
+    });
+    for (command, says) in [("scrub", "could not be read"), ("refresh", "were left out")] {
+        let said = cluster.tercet(&[command]);
+        assert_eq!(said.status.and_then(|s| s.code()), Some(1), "{said}");
+        assert!(said.stdout.contains(says), "{said}");
+    }
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-/// A volume that only the scripts touch; dropping it stops what is left with `kill --signal KILL`.
+/// A volume that only the scripts touch, with a space in all its paths; dropping it stops what is left with `kill --signal KILL`.
 struct Launched {
     dir: PathBuf,
     bases: [u16; 3],
@@ -21,7 +21,7 @@ impl Launched {
     fn new() -> Self {
         require_environment();
         let keep = tempfile::tempdir().expect("a directory");
-        let dir = keep.path().canonicalize().expect("the directory").join("volume");
+        let dir = keep.path().canonicalize().expect("the directory").join("a volume");
         // Two nodes per bank: pairs of neighbouring ports.
         let bases = loop {
             let found = free_ports(3);

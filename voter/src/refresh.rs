@@ -29,8 +29,12 @@ const ROUNDS: usize = 3;
 pub struct Report {
     /// Shards looked at.
     pub shards: u64,
-    /// Shards that had fewer than two replicas to compare.
+    /// Comparing: shards that had fewer than two replicas to compare. Re-reading: replicas that were not read to
+    /// the end, or not at all.
     pub skipped: u64,
+    /// Replicas that were not compared, since they are away, behind or silent, in shards where two others were.
+    #[serde(default)]
+    pub absent: u64,
     /// Buckets that differed.
     pub differing: u64,
     /// Records written or removed.
@@ -53,6 +57,7 @@ impl std::ops::Add for Report {
         Report {
             shards: self.shards.max(scrub.shards),
             skipped: self.skipped + scrub.skipped,
+            absent: self.absent + scrub.absent,
             differing: self.differing + scrub.differing,
             mended: self.mended + scrub.mended,
             verified: self.verified + scrub.verified,
@@ -128,7 +133,7 @@ pub(crate) async fn refresh(shared: &Arc<Shared>, progress: &Work) -> Report {
     for shard in 0..shared.shards() {
         report.shards += 1;
         match refresh_shard(shared, shard, &mut report).await {
-            Ok(()) => {}
+            Ok(compared) => report.absent += BankId::ALL.len().saturating_sub(compared) as u64,
             Err(why) => {
                 report.skipped += 1;
                 tracing::debug!(shard, %why, "shard not refreshed");
@@ -139,11 +144,13 @@ pub(crate) async fn refresh(shared: &Arc<Shared>, progress: &Work) -> Report {
     report
 }
 
+/// Answers how many replicas were compared.
 async fn refresh_shard(
     shared: &Arc<Shared>,
     shard: u16,
     report: &mut Report,
-) -> Result<(), String> {
+) -> Result<usize, String> {
+    let mut compared = 0;
     for _ in 0..ROUNDS {
         let (through, readers) = shared.readers(shard, 0);
         if readers.len() < 2 {
@@ -165,6 +172,7 @@ async fn refresh_shard(
         if hashes.len() < 2 {
             return Err("fewer than two replicas answered".into());
         }
+        compared = hashes.len();
         let lowest = hashes.iter().map(|(_, a, _)| *a).min().unwrap_or_default();
         let newest = shared.core.lock().watermark;
         let n = hashes.iter().map(|(_, _, b)| b.len()).min().unwrap_or(0);
@@ -190,10 +198,10 @@ async fn refresh_shard(
             report.mended += mend(shared, shard, &keys).await? as u64;
         }
         if differing.is_empty() && busy == 0 {
-            return Ok(());
+            break;
         }
     }
-    Ok(())
+    Ok(compared)
 }
 
 /// Keys of one bucket that the replicas do not hold alike, as [`plan`] sees it from their heads. Heads
@@ -251,6 +259,7 @@ pub(crate) async fn scrub(
     for shard in 0..shared.shards() {
         report.shards += 1;
         let (_, readers) = shared.readers(shard, 0);
+        report.skipped += BankId::ALL.len().saturating_sub(readers.len()) as u64;
         for (bank, store) in readers {
             let spot = scrubber.spots.entry((shard, bank)).or_default();
             let share = budget / u64::from(shared.shards());

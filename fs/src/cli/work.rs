@@ -27,6 +27,7 @@ fn number(value: &Value, name: &str) -> u64 {
 pub(super) async fn refresh(config: &Config, args: &WorkArgs) -> Outcome {
     let report = ask(config, &Ask::Refresh, args).await?;
     let (shards, skipped) = (number(&report, "shards"), number(&report, "skipped"));
+    let absent = number(&report, "absent");
     if args.json.json {
         say(&report.to_string());
     } else {
@@ -38,8 +39,13 @@ pub(super) async fn refresh(config: &Config, args: &WorkArgs) -> Outcome {
         if skipped > 0 {
             say(&format!("{skipped} shards have no two replicas to compare: see `tercet status`"));
         }
+        if absent > 0 {
+            say(&format!(
+                "{absent} replicas are not up to date and were left out: see `tercet status`"
+            ));
+        }
     }
-    Ok(if skipped > 0 { WRONG } else { OK })
+    Ok(if skipped + absent > 0 { WRONG } else { OK })
 }
 
 pub(super) async fn scrub(config: &Config, args: &WorkArgs) -> Outcome {

@@ -535,7 +535,7 @@ impl Engine {
             match value {
                 Ok(value) => moving.push((r, value)),
                 Err(what) => {
-                    self.note_damaged(&r.key, &what);
+                    self.note_damaged(&r.key, place(&r), &what);
                     stuck += 1;
                 }
             }
@@ -573,7 +573,9 @@ impl Engine {
         for ((r, _), o) in moving.iter().zip(&out) {
             let to = Place { offset: written.place.offset + o.at, ..written.place };
             if let Some(from) = slot_of(number, r) {
-                index.relocate(&r.key, &from, to);
+                if index.relocate(&r.key, &from, to) {
+                    self.damaged.moved(&r.key, to);
+                }
             }
         }
         drop(index);

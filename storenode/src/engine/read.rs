@@ -147,7 +147,7 @@ impl Engine {
                 match read(place, len) {
                     Ok(value) => bulk.push(value),
                     Err(what) => {
-                        self.note_damaged(&keys[i], &what);
+                        self.note_damaged(&keys[i], place, &what);
                         items[i] = Found::Damaged { what };
                     }
                 }
@@ -242,7 +242,7 @@ impl Engine {
                     out.values.extend(value);
                 }
                 Err(what) => {
-                    self.note_damaged(&head.key, &what);
+                    self.note_damaged(&head.key, slot.place(), &what);
                     out.damaged.push(head.key.clone());
                     out.heads.push(head);
                 }
@@ -487,12 +487,12 @@ impl Engine {
             records += 1;
             bytes += u64::from(slot.len().unwrap_or(0));
             match self.whole_value(&head.key, slot, early[i].take()) {
-                Ok(_) => {}
+                Ok(_) => self.damaged.whole(&head.key),
                 Err(what) => {
                     // Replaced since it was looked up: the old bytes concern nobody.
                     let still = self.index.read().get(&head.key);
                     if still.is_some_and(|s| s.version() == slot.version()) {
-                        self.note_damaged(&head.key, &what);
+                        self.note_damaged(&head.key, slot.place(), &what);
                         wrong.push((head.key, what));
                     }
                 }

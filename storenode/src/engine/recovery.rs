@@ -18,7 +18,7 @@ use super::segment::{
     segment_name, sidecar_name,
 };
 use super::sidecar::Sidecar;
-use super::{Core, Counters, Engine, SegmentFile, Settings};
+use super::{Core, Counters, Damaged, Engine, SegmentFile, Settings};
 use crate::disk::{Disk, read_file};
 use crate::part;
 use crate::service::OpenError;
@@ -179,6 +179,7 @@ impl Engine {
             tail_used: AtomicU64::new(0),
             tail_unused: AtomicU64::new(0),
             counters: Counters::default(),
+            damaged: Damaged::default(),
             buffers: Default::default(),
             damage_notes: Vec::new(),
         };
