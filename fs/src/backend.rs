@@ -55,10 +55,9 @@ pub async fn explain(e: &OpenError, config: &Config) -> ControlError {
             }
             let hint = match &reasons[..] {
                 [] => "`tercet status` shows every node; try again".into(),
-                all if all.iter().any(|(_, why)| why.contains("token")) => format!(
-                    "{} must be the file that the nodes were started with",
-                    config.token_file().display()
-                ),
+                all if all.iter().any(|(_, why)| is_about_token(why)) => {
+                    right_token(&config.token_file())
+                }
                 _ => "start the nodes that are missing; `tercet status` shows every node".into(),
             };
             ControlError::new(3, message, hint)
@@ -68,6 +67,16 @@ pub async fn explain(e: &OpenError, config: &Config) -> ControlError {
             ControlError::new(1, e.to_string(), "`tercet status` shows every node")
         }
     }
+}
+
+/// Does a node say so that refuses the token?
+pub(crate) fn is_about_token(why: &str) -> bool {
+    why.contains("token")
+}
+
+/// What helps then.
+pub(crate) fn right_token(file: &Path) -> String {
+    format!("{} must be the file that the nodes were started with", file.display())
 }
 
 /// Nodes that give no status, and why.

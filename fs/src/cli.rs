@@ -11,8 +11,9 @@ use crate::control::{ControlError, Progress};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::ffi::OsString;
-use std::io::{IsTerminal, Write};
-use std::path::{Path, PathBuf};
+use std::io::{self, IsTerminal, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
 use std::process::ExitCode;
 
 /// All is well.
@@ -117,7 +118,7 @@ enum Command {
     Status(look::StatusArgs),
     /// Show the keys of a path and what every bank holds under them
     #[command(after_help = "Examples:\n  tercet inspect /mnt/tercet/etc/passwd\n  \
-        tercet inspect --json /mnt/tercet/f | jq '.keys[].on.copies'\n\n\
+        tercet inspect --json /mnt/tercet/f | jq '.keys[].copies'\n\n\
         ok = whole and newest; stale = older; corrupt = does not match its digest;\n\
         missing, foreign, silent (no answer). Exit code 1 if any copy is not ok.")]
     Inspect(look::InspectArgs),
@@ -303,29 +304,62 @@ pub(crate) fn seconds(n: u64) -> String {
     indicatif::HumanDuration(std::time::Duration::from_secs(n)).to_string()
 }
 
-/// The path below the root of the volume, of a path in the mount or of one that begins at the
-/// root (`/f` where the mount is at `/mnt`). Follows no symbolic link at its end.
+/// The path below the root of the volume, of a path in the mount: found as the kernel finds it, so that
+/// what is shown or broken is what other programs see there. Follows no symbolic link at its end.
 pub(crate) fn below_root(path: &Path, mountpoint: &Path) -> Result<String, ControlError> {
-    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    let inside = |p: &Path| p.strip_prefix(mountpoint).ok().map(Path::to_owned);
-    let canonical = || {
-        let parent = absolute.parent()?.canonicalize().ok()?;
-        Some(parent.join(absolute.file_name()?))
-    };
-    let found = inside(&absolute)
-        .or_else(|| canonical().and_then(|p| inside(&p)))
-        .or_else(|| absolute.canonicalize().ok().and_then(|p| inside(&p)));
-    let Some(relative) = found else {
-        return Err(ControlError::new(
-            USAGE,
-            format!("{} is not in the mount at {}", path.display(), mountpoint.display()),
-            format!("name a path below {}", mountpoint.display()),
-        ));
-    };
+    let relative = resolve(path, mountpoint, |p| {
+        // Resolving may forgive a slash behind what is no directory; looking does not.
+        std::fs::metadata(p).and_then(|_| p.canonicalize())
+    })?;
     relative.into_os_string().into_string().map_err(|name| {
         let what = format!("{} is not UTF-8", name.display());
         ControlError::new(USAGE, what, "such names cannot be inspected yet")
     })
+}
+
+/// The same over any `canonicalize`.
+fn resolve(
+    path: &Path,
+    mountpoint: &Path,
+    canonicalize: impl Fn(&Path) -> io::Result<PathBuf>,
+) -> Result<PathBuf, ControlError> {
+    let shown = path.display();
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let inside = |p: &Path| p.strip_prefix(mountpoint).ok().map(Path::to_owned);
+    let (through, name) = match (absolute.parent(), absolute.file_name()) {
+        // With a slash behind it: it must be a directory.
+        (Some(parent), Some(name)) if !is_followed(path) => (parent.join(""), Some(name)),
+        _ => (path.to_owned(), None),
+    };
+    let found = match canonicalize(&through) {
+        Ok(through) => {
+            let found = name.map_or_else(|| through.clone(), |name| through.join(name));
+            // A link beside the mount that leads into it.
+            inside(&found).or_else(|| inside(&canonicalize(&found).ok()?))
+        }
+        // The mount cannot read a directory on the way, or hides it from root: what stands there can be
+        // asked for all the same. Where `..` leads is not known then.
+        Err(e) if matches!(e.raw_os_error(), Some(libc::EIO | libc::EACCES)) => {
+            if absolute.components().any(|c| c == Component::ParentDir) {
+                let hint = "name it without `..`";
+                return Err(ControlError::new(WRONG, format!("{shown}: {e}"), hint));
+            }
+            inside(&absolute)
+        }
+        Err(e) => return Err(ControlError::new(WRONG, format!("{shown}: {e}"), "check the path")),
+    };
+    found.ok_or_else(|| {
+        let at = mountpoint.display();
+        let what = format!("{shown} is not in the mount at {at}");
+        ControlError::new(USAGE, what, format!("name a path below {at}"))
+    })
+}
+
+/// Does the kernel follow a link at the end of this path, and want a directory there?
+fn is_followed(path: &Path) -> bool {
+    let bytes = path.as_os_str().as_bytes();
+    let last = bytes.rsplit(|b| *b == b'/').next().unwrap_or_default();
+    matches!(last, b"" | b"." | b"..")
 }
 
 #[derive(Args, Debug, Clone, Copy)]
@@ -351,10 +385,70 @@ mod tests {
     }
 
     #[test]
-    fn paths_are_found_below_the_mountpoint() {
+    fn paths_are_found_as_the_kernel_finds_them() {
+        use std::os::unix::fs::symlink;
+        let dir = tempfile::tempdir().unwrap();
+        let top = dir.path().canonicalize().unwrap();
+        let mnt = top.join("mnt");
+        std::fs::create_dir_all(mnt.join("d/e")).unwrap();
+        for file in ["mnt/f", "mnt/d/f", "lim", "mnt/lim"] {
+            std::fs::write(top.join(file), "").unwrap();
+        }
+        symlink("d", mnt.join("link")).unwrap();
+        symlink(mnt.join("d"), top.join("beside")).unwrap();
+        symlink("/etc", mnt.join("out")).unwrap();
+        let found = |path: &str| below_root(&top.join(path), &mnt);
+        for (path, below) in [
+            ("mnt", ""),
+            ("mnt/", ""),
+            ("mnt/f", "f"),
+            ("mnt/./f", "f"),
+            ("mnt/new", "new"),
+            ("mnt/d/../f", "f"),
+            ("mnt/../mnt/f", "f"),
+            ("mnt/link", "link"),
+            ("mnt/link/", "d"),
+            ("mnt/link/.", "d"),
+            ("mnt/link/f", "d/f"),
+            ("mnt/link/..", ""),
+            ("beside", "d"),
+            ("beside/f", "d/f"),
+        ] {
+            assert_eq!(found(path).unwrap(), below, "{path}");
+        }
+        for outside in ["mnt/../lim", "lim", "mnt/..", "mnt/out/passwd"] {
+            assert_eq!(found(outside).unwrap_err().code, USAGE, "{outside}");
+        }
+        for (path, why) in [
+            ("mnt/f/", "Not a directory"),
+            ("mnt/f/.", "Not a directory"),
+            ("mnt/f/g", "Not a directory"),
+            ("mnt/no/f", "No such file"),
+        ] {
+            let error = found(path).unwrap_err();
+            assert!(error.code == WRONG && error.message.contains(why), "{path}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_the_mount_cannot_read_can_be_asked_for_by_its_plain_name() {
         let mnt = Path::new("/mnt/t");
-        assert_eq!(below_root(Path::new("/mnt/t/a/b"), mnt).unwrap(), "a/b");
-        assert_eq!(below_root(Path::new("/mnt/t"), mnt).unwrap(), "");
-        assert_eq!(below_root(Path::new("/etc/passwd"), mnt).unwrap_err().code, USAGE);
+        let unreadable = |_: &Path| Err(io::Error::from_raw_os_error(libc::EIO));
+        let found = |path: &str| resolve(Path::new(path), mnt, unreadable);
+        assert_eq!(found("/mnt/t/a/b").unwrap(), Path::new("a/b"));
+        assert_eq!(found("/mnt/t/../t/b").unwrap_err().code, WRONG);
+        assert_eq!(found("/elsewhere/b").unwrap_err().code, USAGE);
+    }
+
+    #[test]
+    fn the_help_of_inspect_reads_what_inspect_writes() {
+        let copies = Vec::new();
+        let key = voter::status::Inspected { shard: 0, key: "10".into(), pending: false, copies };
+        let written = serde_json::to_value(key).unwrap();
+        let mut command = Cli::command();
+        let inspect = command.find_subcommand_mut("inspect").unwrap();
+        let help = inspect.render_long_help().to_string();
+        let asked = help.split("'.keys[].").nth(1).and_then(|h| h.split('\'').next()).unwrap();
+        assert!(written.get(asked).is_some(), "{asked} is not in {written}");
     }
 }

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use voter::limits::Limits as VoterLimits;
 use voter::replicated::ClusterConfig;
-use voter::wire::PerBank;
+use voter::wire::{PerBank, SHARDS_MAX};
 
 /// Where the file is looked for when `--config` is not given, in this order.
 pub const SEARCH: [&str; 2] = ["tercet.toml", "/etc/tercet/tercet.toml"];
@@ -37,6 +37,17 @@ impl From<ConfigError> for ControlError {
 
 fn bad(what: impl Into<String>, hint: impl Into<String>) -> ConfigError {
     ConfigError { what: what.into(), hint: hint.into() }
+}
+
+/// What to do about something of a volume that cannot be reached: it may be there, and be another
+/// user's.
+pub(crate) fn hint_of(e: &std::io::Error, other: &str) -> String {
+    match e.kind() {
+        std::io::ErrorKind::PermissionDenied => {
+            "run it as the user whose files these are (the one who mounts), or as root".into()
+        }
+        _ => other.into(),
+    }
 }
 
 macro_rules! limits {
@@ -308,10 +319,9 @@ impl Config {
             })?,
         };
         let text = std::fs::read_to_string(&file).map_err(|e| {
-            bad(
-                format!("cannot read {}: {e}", file.display()),
-                "name the right file with --config FILE; `tercet config --example` prints one",
-            )
+            let other =
+                "name the right file with --config FILE; `tercet config --example` prints one";
+            bad(format!("cannot read {}: {e}", file.display()), hint_of(&e, other))
         })?;
         Self::parse(&text, &std::path::absolute(&file).unwrap_or(file))
     }
@@ -366,6 +376,12 @@ impl Config {
                 ));
             }
         }
+        if self.shards() > usize::from(SHARDS_MAX) {
+            return Err(bad(
+                format!("{name}: each bank has {} nodes", self.shards()),
+                format!("a volume has at most {SHARDS_MAX} shards"),
+            ));
+        }
         let mut seen: HashMap<&str, String> = HashMap::new();
         for (letter, nodes) in banks {
             for (shard, node) in nodes.iter().enumerate() {
@@ -384,7 +400,7 @@ impl Config {
                 }
             }
         }
-        self.limits.check().map_err(|why| {
+        self.limits.check().and_then(|()| self.voter.check()).map_err(|why| {
             bad(format!("{name}: {why}"), "`tercet config` shows every limit with its meaning")
         })
     }
@@ -559,8 +575,10 @@ fn check_address(node: &str) -> Result<(), String> {
 pub fn read_token(file: &Path) -> Result<String, ConfigError> {
     let name = file.display();
     let make = format!("`tercet token {name}` makes one; nodes and mounts of a volume share it");
-    let about = std::fs::metadata(file)
-        .map_err(|e| bad(format!("cannot read the token file {name}: {e}"), make.clone()))?;
+    let unreadable = |e: std::io::Error| {
+        bad(format!("cannot read the token file {name}: {e}"), hint_of(&e, &make))
+    };
+    let about = std::fs::metadata(file).map_err(unreadable)?;
     if about.mode() & 0o077 != 0 {
         return Err(bad(
             format!(
@@ -570,8 +588,7 @@ pub fn read_token(file: &Path) -> Result<String, ConfigError> {
             format!("chmod 600 {name}"),
         ));
     }
-    let text = std::fs::read_to_string(file)
-        .map_err(|e| bad(format!("cannot read the token file {name}: {e}"), make.clone()))?;
+    let text = std::fs::read_to_string(file).map_err(unreadable)?;
     let token = text.trim();
     if token.len() != 64 || !token.bytes().all(|b| b.is_ascii_hexdigit()) {
         return Err(bad(format!("{name} does not hold a token (64 hex characters)"), make));
@@ -659,11 +676,35 @@ mod tests {
             (EXAMPLE.replace("c = [\"127.0.0.1:9000\"]", "c = []"), "banks.c is empty"),
             (EXAMPLE.replace("\"127.0.0.1:9000\"", "\"x:1\", \"y:2\""), "bank c has 2 nodes"),
             (EXAMPLE.replace("refresh_interval_s = 60", "refresh_interval_s = 0"), "outside"),
+            (EXAMPLE.replace("refresh_interval_s = 60", "lease_ms = 1"), "limits.beat_ms"),
+            (EXAMPLE.replace("refresh_interval_s = 60", "beat_ms = 100000"), "limits.lease_ms"),
         ] {
             let error = parse(&text).unwrap_err();
             assert!(error.what.contains(needle), "{} lacks {needle}", error.what);
             assert!(!error.hint.is_empty());
         }
+    }
+
+    #[test]
+    fn a_volume_has_no_more_shards_than_keys_can_name() {
+        let with = |shards: u16| {
+            let mut text = EXAMPLE.to_owned();
+            for (letter, port) in [("a", 7000), ("b", 8000), ("c", 9000)] {
+                let nodes: Vec<_> = (0..shards).map(|s| format!("h:{}", port + s)).collect();
+                let one = format!("{letter} = [\"127.0.0.1:{port}\"]");
+                text = text.replace(&one, &format!("{letter} = {nodes:?}"));
+            }
+            parse(&text)
+        };
+        assert_eq!(with(SHARDS_MAX).unwrap().shards(), 256);
+        assert!(with(SHARDS_MAX + 1).unwrap_err().hint.contains("256"));
+    }
+
+    #[test]
+    fn what_is_another_users_is_not_made_anew() {
+        let hint = |errno| hint_of(&std::io::Error::from_raw_os_error(errno), "make one");
+        assert!(hint(libc::EACCES).contains("run it as the user"));
+        assert_eq!(hint(libc::ENOENT), "make one");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! any number of `progress` lines, then one `ok` or `error` line. Everything is bounded: the length
 //! of a request, the number of clients, and each wait for a client.
 
+use crate::{config, daemon};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use std::future::Future;
@@ -293,13 +294,7 @@ pub async fn ask<T: DeserializeOwned>(
     ask: &Ask,
     mut progress: impl FnMut(Progress),
 ) -> Result<T, ControlError> {
-    let gone = |e: io::Error| {
-        ControlError::new(
-            3,
-            format!("no mount answers at {}: {e}", socket.display()),
-            "start one with `tercet mount`, or name its configuration with --config FILE",
-        )
-    };
+    let gone = |e: io::Error| no_answer(socket, daemon::living(&daemon::pid_file(socket)), &e);
     let stream = tokio::time::timeout(REQUEST_DEADLINE, UnixStream::connect(socket))
         .await
         .map_err(io::Error::from)
@@ -329,9 +324,50 @@ pub async fn ask<T: DeserializeOwned>(
     }
 }
 
+/// Why nobody answers, and what helps: there is no mount, or the process `living` is one that does not
+/// answer yet, or no more.
+fn no_answer(socket: &Path, living: Option<u32>, e: &io::Error) -> ControlError {
+    let shown = socket.display();
+    match living {
+        _ if e.kind() == io::ErrorKind::PermissionDenied => {
+            let hint = config::hint_of(e, "");
+            ControlError::new(1, format!("cannot ask the mount at {shown}: {e}"), hint)
+        }
+        Some(pid) => {
+            let log = socket.with_file_name("mount.log");
+            ControlError::new(
+                3,
+                format!("{}: {shown}: {e}", daemon::unheard(pid)),
+                format!("wait for it, or `kill {pid}` ends it; its log is {}", log.display()),
+            )
+        }
+        None => ControlError::new(
+            3,
+            format!("no mount answers at {shown}: {e}"),
+            "start one with `tercet mount`, or name its configuration with --config FILE",
+        ),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_mount_that_does_not_answer_is_told_from_none_and_from_another_users() {
+        let socket = Path::new("/t/run/control.sock");
+        let said = |living, errno| no_answer(socket, living, &io::Error::from_raw_os_error(errno));
+        let none = said(None, libc::ENOENT);
+        assert!(none.code == 3 && none.hint.contains("tercet mount"), "{none:?}");
+        let opening = said(Some(7), libc::ENOENT);
+        assert!(
+            opening.code == 3 && opening.message.contains("a mount (process 7)"),
+            "{opening:?}"
+        );
+        assert!(opening.hint.contains("`kill 7`") && opening.hint.contains("/t/run/mount.log"));
+        let others = said(None, libc::EACCES);
+        assert!(others.code == 1 && others.hint.contains("run it as the user"), "{others:?}");
+    }
 
     struct Echo;
 

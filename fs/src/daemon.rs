@@ -6,7 +6,9 @@
 //! inherited but that; its log is a file.
 
 use crate::control::{self, ControlError, Progress};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::FlockOperation;
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
 use std::fs::File;
@@ -20,6 +22,8 @@ use std::time::Duration;
 
 /// A log longer than this is set aside (as `mount.log.1`) when a mount starts, bytes.
 const LOG_LEN_MAX: u64 = 16 << 20;
+/// The lock of a living mount is asked for so often, with pauses.
+const LOCK_TRIES: u32 = 5;
 /// Lines of the log shown when the mount dies without a word.
 const LOG_LINES_SHOWN: usize = 8;
 
@@ -61,6 +65,16 @@ impl Reporter {
         let stream = UnixStream::from(fd);
         stream.set_write_timeout(Some(Duration::from_secs(5)))?;
         Ok(Self(Some(stream)))
+    }
+
+    /// Has the process that started this one gone, without waiting for the end of the opening?
+    #[must_use]
+    pub fn is_abandoned(&self) -> bool {
+        let Some(stream) = &self.0 else { return false };
+        let mut end = [PollFd::new(stream, PollFlags::empty())];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let seen = rustix::event::poll(&mut end, Some(&now));
+        seen.is_ok() && end[0].revents().contains(PollFlags::HUP)
     }
 
     /// Sends one report; a parent that is gone is no error.
@@ -174,7 +188,15 @@ impl PidFile {
             .truncate(false)
             .mode(0o600)
             .open(path)?;
-        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+        // A command that looks whether a mount lives has the lock for a moment.
+        let mut looks = 0;
+        while let Err(e) = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            looks += 1;
+            if e != Errno::WOULDBLOCK || looks > LOCK_TRIES {
+                return Err(e.into());
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
         file.set_len(0)?;
         writeln!(file, "{}\n{}", std::process::id(), mountpoint.display())?;
         Ok(Self { file, path: path.to_owned() })
@@ -187,6 +209,18 @@ impl Drop for PidFile {
         let _ = self.file.set_len(0);
         tracing::debug!("released {}", self.path.display());
     }
+}
+
+/// The file that a mount with this control socket holds locked.
+#[must_use]
+pub fn pid_file(socket: &Path) -> PathBuf {
+    socket.with_file_name("mount.pid")
+}
+
+/// What a mount is whose process lives and whose control socket is silent.
+#[must_use]
+pub fn unheard(pid: u32) -> String {
+    format!("a mount (process {pid}) is opening or ending, or does not answer")
 }
 
 /// Process id of the living mount, if there is one.
@@ -247,6 +281,32 @@ mod tests {
         std::fs::write(&path, "1\n/m\n").unwrap();
         assert_eq!(died_at(&path), Some(PathBuf::from("/m")));
         drop(PidFile::lock(&path, Path::new("/m")).unwrap());
+    }
+
+    #[test]
+    fn a_child_notices_that_its_parent_has_gone() {
+        let (ours, childs) = UnixStream::pair().unwrap();
+        let mut reporter = Reporter(Some(childs));
+        reporter.tell(&Report::Ready { pid: 1 });
+        assert!(!reporter.is_abandoned(), "what it said waits to be read");
+        drop(ours);
+        assert!(reporter.is_abandoned());
+        assert!(!Reporter::none().is_abandoned(), "in the foreground nobody waits");
+    }
+
+    #[test]
+    fn who_looks_whether_a_mount_lives_does_not_keep_one_from_beginning() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("mount.pid");
+        drop(PidFile::lock(&path, Path::new("/m")).unwrap());
+        let looking = File::open(&path).unwrap();
+        rustix::fs::flock(&looking, FlockOperation::NonBlockingLockShared).unwrap();
+        let look = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(5));
+            drop(looking);
+        });
+        assert!(PidFile::lock(&path, Path::new("/m")).is_ok());
+        look.join().unwrap();
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use crate::backend::Backend;
 use crate::config::Config;
 use crate::control::{self, ControlError, ProgressSink};
-use crate::daemon::{PidFile, Report, Reporter};
+use crate::daemon::{self, PidFile, Report, Reporter};
 use crate::filesystem::{FileSystem, FsOptions};
 use crate::fuse;
 use crate::metrics::Metrics;
@@ -27,6 +27,8 @@ pub use options::{MountFlags, Wish, remount};
 const LOOK_DEADLINE: Duration = Duration::from_secs(5);
 /// How often a mount looks whether it was fenced; reading a flag.
 const FENCE_LOOK: Duration = Duration::from_millis(200);
+/// How often an opening mount looks whether somebody still waits for it.
+const PARENT_LOOK: Duration = Duration::from_millis(200);
 /// Type of our mounts, as in /proc/self/mountinfo.
 const FS_TYPE: &str = "fuse.tercet";
 /// Queue of progress between opening and the process that waits for it.
@@ -282,24 +284,20 @@ pub async fn run(
         ControlError::new(1, format!("{what}: {e}"), "free resources and try again")
     };
     let mut ends = Ends::new().map_err(|e| internal("signals", e))?;
+    // A log that reaches RLIMIT_FSIZE ends a process, unless it takes this signal (once is for good): then
+    // the write fails, and a line is lost.
+    signal(SignalKind::from_raw(libc::SIGXFSZ)).map(drop).map_err(|e| internal("signals", e))?;
     let mountpoint = check_place(&options.mountpoint).await?;
     let run_dir = config.run_dir();
     control::private_dir(&run_dir).map_err(|e| {
         let hint = "the directory of the configuration file must be writable";
         ControlError::new(1, format!("cannot make {}: {e}", run_dir.display()), hint)
     })?;
-    let pid_file =
-        PidFile::lock(&run_dir.join("mount.pid"), &mountpoint).map_err(|e| match e.kind() {
-            io::ErrorKind::WouldBlock => ControlError::new(
-                1,
-                format!(
-                    "a mount with this configuration is running already ({})",
-                    run_dir.display()
-                ),
-                "`tercet status` shows it, `tercet umount` ends it",
-            ),
-            _ => internal("mount.pid", e),
-        })?;
+    let pid_path = daemon::pid_file(&config.control_socket());
+    let pid_file = PidFile::lock(&pid_path, &mountpoint).map_err(|e| match e.kind() {
+        io::ErrorKind::WouldBlock => running_already(daemon::living(&pid_path), &run_dir),
+        _ => internal("mount.pid", e),
+    })?;
 
     let opened = {
         let opening = open(&config, &options, &mountpoint, reporter);
@@ -312,6 +310,10 @@ pub async fn run(
         }
     };
     let (backend, fs) = opened;
+    if reporter.is_abandoned() {
+        backend.close().await;
+        return Err(abandoned());
+    }
 
     let metrics = Arc::new(Metrics::default());
     let (unmount_asked, mut asked) = mpsc::channel(1);
@@ -404,6 +406,22 @@ pub async fn run(
     })
 }
 
+fn running_already(living: Option<u32>, run_dir: &Path) -> ControlError {
+    let who = living.map(|pid| format!(" (process {pid})")).unwrap_or_default();
+    let shown = run_dir.display();
+    ControlError::new(
+        1,
+        format!("a mount{who} with this configuration is opening or running already ({shown})"),
+        "`tercet status` shows it; `tercet umount` ends it, or says what does while it opens",
+    )
+}
+
+/// Whoever started this mount was ended and waits for it no more: they mean it not to be there.
+fn abandoned() -> ControlError {
+    let what = "the command that started this mount was ended while it was opening";
+    ControlError::new(1, what, "nothing was mounted")
+}
+
 /// Once another mount has taken the volume over, nothing that the kernel still has cached may be
 /// served as if it were current: it is made to forget it, and every request fails from then on.
 async fn watch_fence(backend: Backend, fs: Arc<FileSystem>, kernel: fuse::KernelCache) {
@@ -440,6 +458,7 @@ async fn open(
     tokio::pin!(opening);
     let mut last = control::Progress { what: "opening".into(), ..Default::default() };
     let mut alive = tokio::time::interval(control::SILENCE_MAX / 6);
+    let mut look = tokio::time::interval(PARENT_LOOK);
     loop {
         tokio::select! {
             biased;
@@ -452,6 +471,9 @@ async fn open(
                 reporter.tell(&Report::Progress(last.clone()));
             }
             _ = alive.tick() => reporter.tell(&Report::Progress(last.clone())),
+            _ = look.tick() => if reporter.is_abandoned() {
+                return Err(abandoned());
+            },
         }
     }
 }

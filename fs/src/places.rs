@@ -36,6 +36,9 @@ fn words(e: &FsError, path: &str) -> ControlError {
         libc::ENOENT => {
             ControlError::new(1, format!("/{path} does not exist in the volume"), "check the path")
         }
+        libc::ENOTDIR | libc::ENAMETOOLONG => {
+            ControlError::new(1, format!("/{path}: {e}"), "check the path")
+        }
         _ => ControlError::new(1, format!("/{path}: {e}"), "`tercet status` shows the banks"),
     }
 }

@@ -4,7 +4,7 @@ use crate::backend::Backend;
 use crate::check;
 use crate::config::Config;
 use crate::control::{Answer, Ask, ControlError, Handler, ProgressSink};
-use crate::filesystem::FileSystem;
+use crate::filesystem::{FileSystem, FsError};
 use crate::metrics::Metrics;
 use crate::mount::{self, MountFlags};
 use crate::places;
@@ -136,7 +136,8 @@ impl Session {
         let shown = self.mountpoint.display().to_string();
         // Durable before it goes: a bank problem is told while the mount is still there.
         if !lazy {
-            sync(&self.fs).await?;
+            let fenced = || self.backend.volume().alive().is_err();
+            self.fs.sync_all().await.map_err(|e| not_durable(&e, fenced()))?;
         }
         let mountpoint = self.mountpoint.clone();
         let work = tokio::task::spawn_blocking(move || mount::unmount(&mountpoint, lazy));
@@ -174,11 +175,15 @@ impl Session {
     }
 }
 
-async fn sync(fs: &FileSystem) -> Result<(), ControlError> {
-    fs.sync_all().await.map_err(|e| {
-        let hint = "start nodes until two banks answer; `tercet umount --lazy` gives up what is not durable";
-        ControlError::new(3, format!("not all is durable yet: {e}"), hint)
-    })
+fn not_durable(e: &FsError, fenced: bool) -> ControlError {
+    if fenced {
+        // For good, whatever the nodes do.
+        let hint = "`tercet umount --lazy`: what this mount had not synced is lost";
+        return ControlError::new(1, e.to_string(), hint);
+    }
+    let hint =
+        "start nodes until two banks answer; `tercet umount --lazy` gives up what is not durable";
+    ControlError::new(3, format!("not all is durable yet: {e}"), hint)
 }
 
 impl Handler for Session {
@@ -188,5 +193,20 @@ impl Handler for Session {
         progress: ProgressSink,
     ) -> Pin<Box<dyn Future<Output = Answer> + Send + '_>> {
         Box::pin(self.answer(ask, progress))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fenced_mount_is_not_helped_by_nodes() {
+        let e = FsError::because(libc::EIO, "no two banks");
+        let waits = not_durable(&e, false);
+        assert!(waits.code == 3 && waits.hint.contains("start nodes"), "{waits:?}");
+        let fenced = not_durable(&e, true);
+        assert!(fenced.code == 1 && fenced.hint.contains("umount --lazy"), "{fenced:?}");
+        assert!(!fenced.hint.contains("start nodes"), "{fenced:?}");
     }
 }

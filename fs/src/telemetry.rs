@@ -17,5 +17,7 @@ pub fn start(default: &str) {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(true)
+        // A line that cannot be written is lost; told on standard error too, it would be a panic.
+        .log_internal_errors(false)
         .try_init();
 }

@@ -8,6 +8,7 @@ mod target;
 mod text;
 
 use clap::{Args, Parser, Subcommand};
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use storenode::wire::{BankId, Key, Version};
@@ -214,7 +215,8 @@ pub(crate) fn main() -> ExitCode {
     let cli = Cli::parse();
     run(cli.command).unwrap_or_else(|failure| {
         if failure.code != 0 {
-            eprintln!("storenode: {}", failure.message);
+            // A standard error that takes nothing is no reason to panic.
+            let _ = writeln!(std::io::stderr(), "storenode: {}", failure.message);
         }
         ExitCode::from(failure.code)
     })
@@ -277,6 +279,8 @@ mod tests {
         assert_eq!((a.key.0, a.value.unwrap().0), (b"k".to_vec(), b"v0".to_vec()));
         assert_eq!(a.version, Some(Version::new(2, 7)));
         assert!(a.target.json);
+        let last = "storenode serve --dir d --bank A --shard 255 --token-file t --capacity 1G";
+        assert!(parse(last).is_ok());
         for bad in [
             "storenode get 0a1 --dir d",
             "storenode get zz --dir d",
@@ -291,6 +295,8 @@ mod tests {
             "storenode serve --dir d --bank D --shard 0 --token-file t",
             "storenode serve --dir d --bank A --token-file t",
             "storenode serve --dir d --bank A --shard 0 --token-file t --capacity 10Q",
+            "storenode serve --dir d --bank A --shard 0 --token-file t --capacity 0",
+            "storenode serve --dir d --bank A --shard 256 --token-file t",
         ] {
             assert!(parse(bad).is_err(), "{bad}");
         }

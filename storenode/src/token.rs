@@ -51,6 +51,9 @@ impl Token {
         let file = std::fs::File::open(path).map_err(|e| {
             let hint = match e.kind() {
                 std::io::ErrorKind::NotFound => "; make one with `tercet token FILE`",
+                std::io::ErrorKind::PermissionDenied => {
+                    "; run as the user it belongs to, or as root"
+                }
                 _ => "",
             };
             format!("cannot read the token file {shown}: {e}{hint}")

@@ -23,6 +23,8 @@ pub const PART_RECORDS_MAX: usize = 16_384;
 pub const GROUP_BYTES_MAX: usize = 16 << 20;
 /// Buckets of the set-hash of a shard; a key's bucket is [`bucket_of`].
 pub const BUCKETS: usize = 1024;
+/// Most shards of a volume: one byte of a key chooses among them.
+pub const SHARDS_MAX: u16 = 256;
 /// Version of this contract; a node refuses others with [`NodeError::UnknownFormat`].
 pub const WIRE_FORMAT: u16 = 1;
 

@@ -218,3 +218,32 @@ fn a_token_that_others_may_read_and_a_node_that_is_not_there() {
     says(&c.args(["keys", "--url", "127.0.0.1:1"]).output().unwrap(), 2, &["--token-file"]);
     assert!(!Path::new(&place.dir()).exists());
 }
+
+/// Under a limit of file sizes.
+fn limited(bytes: u64, serve: &Command) -> Command {
+    let mut c = Command::new("prlimit");
+    c.arg(format!("--fsize={bytes}")).arg(PROGRAM).args(serve.get_args());
+    c.stdout(Stdio::piped()).stderr(Stdio::piped());
+    c
+}
+
+#[test]
+fn a_limit_of_file_sizes_is_told_and_costs_the_log_only() {
+    use storenode::service::SEGMENT_BYTES;
+    let place = Place::new();
+    let little = limited(64 << 10, &place.serve(&[])).output().unwrap();
+    says(&little, 2, &["rlimit_fsize", "64.0 mib"]);
+    assert!(!place.dir().exists(), "nothing was changed");
+
+    // A log that has all it may have; the warning about faults is the first line that finds no place.
+    let log = place.root.path().join("log");
+    let full = std::fs::File::options().create(true).append(true).open(&log).unwrap();
+    full.set_len(SEGMENT_BYTES).unwrap();
+    let mut serve = limited(SEGMENT_BYTES, &place.serve(&["--allow-faults"]));
+    let mut child = serve.stderr(full).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert!(line.contains("ready"), "{line:?} {:?}", child.wait());
+    terminate(Node { child, url: String::new() });
+    assert_eq!(std::fs::metadata(&log).unwrap().len(), SEGMENT_BYTES);
+}

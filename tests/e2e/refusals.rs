@@ -51,6 +51,9 @@ fn a_wrong_token_serves_nobody() {
     fs::write(cluster.root.join("token"), "0".repeat(64)).expect("token");
     let said = cluster.tercet(&["mount", "--foreground"]).expect_refusal();
     assert_says(&said, &["token"]);
+    let said = format!("{}", cluster.tercet(&["status"]));
+    assert_says(&said, &["refuses", "must be the file"]);
+    assert!(!said.contains("start nodes"), "they run: {said}");
     let said = cluster.node(Bank::A, 0).ask(&["keys"]).expect_refusal();
     assert_says(&said, &["token"]);
     // Without any: nothing but a refusal comes back.

@@ -3,6 +3,9 @@
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
+/// A lease lasts at least so many beats.
+pub const LEASE_BEATS_MIN: u64 = 3;
+
 /// Limits and paces. All can be set in the config file under `[limits]` by these names.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -34,7 +37,8 @@ pub struct Limits {
     pub append_window: usize,
     /// Between beats to each node, milliseconds.
     pub beat_ms: u64,
-    /// Without answers of two banks for this long, syncs are refused, milliseconds.
+    /// Without answers of two banks for this long, syncs are refused, milliseconds. At least three times
+    /// `beat_ms`: a mount that rests hears of the banks by its beats, and one that is late is no loss.
     pub lease_ms: u64,
     /// How long an opener watches the holder's beat before it takes over, milliseconds.
     pub holder_watch_ms: u64,
@@ -97,6 +101,21 @@ impl Default for Limits {
 }
 
 impl Limits {
+    /// Relations between limits without which a mount could not work.
+    ///
+    /// # Errors
+    /// Which keys do not go together, and why.
+    pub fn check(&self) -> Result<(), String> {
+        let (lease, beat) = (self.lease_ms, self.beat_ms);
+        if lease < beat.saturating_mul(LEASE_BEATS_MIN) {
+            return Err(format!(
+                "limits.lease_ms = {lease} is less than {LEASE_BEATS_MIN} times limits.beat_ms = {beat}: \
+                 between two beats a mount at rest would take the banks for gone and refuse syncs"
+            ));
+        }
+        Ok(())
+    }
+
     /// [`Limits::sync_deadline_ms`].
     #[must_use]
     pub fn sync_deadline(&self) -> Duration {
@@ -131,5 +150,21 @@ impl Limits {
     #[must_use]
     pub fn bulk_deadline(&self) -> Duration {
         self.call_deadline() * 10
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_outlasts_its_beats() {
+        let limits = |beat_ms, lease_ms| Limits { beat_ms, lease_ms, ..Limits::default() };
+        assert_eq!(Limits::default().check(), Ok(()));
+        assert_eq!(limits(100, 300).check(), Ok(()));
+        for (beat, lease) in [(1_000, 1), (100_000, 3_000), (100, 299), (u64::MAX, 3_000)] {
+            let why = limits(beat, lease).check().unwrap_err();
+            assert!(why.contains("limits.lease_ms") && why.contains("limits.beat_ms"), "{why}");
+        }
     }
 }

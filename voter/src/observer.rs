@@ -16,7 +16,7 @@ use crate::opening::{Choice, Refusal, choose};
 use crate::read;
 use crate::replicated::{ClusterConfig, Nodes};
 use crate::shared::{Shared, stopped};
-use crate::status::{ClusterStatus, node_statuses, space, without_mount};
+use crate::status::{ClusterStatus, node_answers, node_statuses, space, without_mount};
 use crate::volume::{
     Key, Op, Page, Result, Stored, SyncReceipt, Version, Volume, VolumeError, VolumeId, VolumeSpace,
 };
@@ -106,8 +106,8 @@ impl Observer {
     /// The cluster as the nodes tell it.
     pub async fn status(&self) -> ClusterStatus {
         let nodes = Nodes { banks: self.shared.banks.clone() };
-        let all = node_statuses(&nodes.banks, LOOK_DEADLINE).await;
-        without_mount(&nodes, all)
+        let all = node_answers(&nodes.banks, LOOK_DEADLINE).await;
+        without_mount(&nodes, &all)
     }
 
     /// Ends the task.

@@ -1,7 +1,8 @@
 //! What the cluster looks like, for people: with a mount, and without one.
 
-use crate::bank::Bank;
+use crate::bank::{Bank, BankError};
 use crate::health::Health;
+use crate::link::status_of;
 use crate::metrics::Counts;
 use crate::progress::WorkStatus;
 use crate::read::hex;
@@ -128,23 +129,43 @@ fn observer(volume: VolumeId) -> Envelope {
     Envelope { format: WIRE_FORMAT, volume, store: StoreId::ZERO, epoch: 0, nonce: 0 }
 }
 
-/// Status of every node, `None` where there is no answer in time.
-pub(crate) async fn node_statuses(
+/// What every node answers when it is asked for its status.
+pub(crate) type Answers = PerBank<Vec<Result<Status, BankError>>>;
+
+/// Status of every node, or why there is none in time.
+pub(crate) async fn node_answers(
     banks: &PerBank<Vec<Arc<dyn Bank>>>,
     deadline: Duration,
-) -> PerBank<Vec<Option<Status>>> {
+) -> Answers {
     let ask = |bank: BankId| async move {
         futures_util::future::join_all(banks[bank].iter().map(|node| async {
-            match node.call(observer(VolumeId::ZERO), Request::Status, vec![], deadline).await {
-                Ok((Reply::Status(s), _)) => Some(*s),
-                _ => None,
-            }
+            let asked = node.call(observer(VolumeId::ZERO), Request::Status, vec![], deadline);
+            asked.await.and_then(|(reply, _)| status_of(reply))
         }))
         .await
     };
     let (a, b, c) =
         futures_util::future::join3(ask(BankId::A), ask(BankId::B), ask(BankId::C)).await;
     PerBank([a, b, c])
+}
+
+/// Status of every node, `None` where there is no answer in time.
+pub(crate) async fn node_statuses(
+    banks: &PerBank<Vec<Arc<dyn Bank>>>,
+    deadline: Duration,
+) -> PerBank<Vec<Option<Status>>> {
+    let all = node_answers(banks, deadline).await;
+    PerBank(all.0.map(|nodes| nodes.into_iter().map(Result::ok).collect()))
+}
+
+/// Why a node shows no status, for people: one that refuses the token runs, and starting it would not
+/// help.
+fn no_status(e: &BankError) -> String {
+    match e {
+        e if e.is_away() => "no answer".into(),
+        BankError::Refused(why) => format!("refuses: {why}"),
+        e => e.to_string(),
+    }
 }
 
 /// Capacity and free space: two banks must hold everything, so the second-best bank counts; within a
@@ -186,18 +207,18 @@ fn per_shard(all: &PerBank<Vec<Option<Status>>>, shards: u16) -> Option<VolumeSp
     Some(out)
 }
 
-pub(crate) fn without_mount(nodes: &Nodes, all: PerBank<Vec<Option<Status>>>) -> ClusterStatus {
+pub(crate) fn without_mount(nodes: &Nodes, all: &Answers) -> ClusterStatus {
     let mut replicas = Vec::new();
     let shards = nodes.banks[BankId::A].len();
     let mut redundancy = 3;
     for shard in 0..shards {
         let mut voters = 0;
         for bank in BankId::ALL {
-            let node = all[bank][shard].clone();
-            let state = match &node {
-                None => "down".to_string(),
-                Some(s) if s.failed.is_some() => "down".to_string(),
-                Some(s) => format!("{:?}", s.role).to_lowercase(),
+            let answer = &all[bank][shard];
+            let state = match answer {
+                Err(_) => "down".to_string(),
+                Ok(s) if s.failed.is_some() => "down".to_string(),
+                Ok(s) => format!("{:?}", s.role).to_lowercase(),
             };
             voters += usize::from(state == "voter");
             replicas.push(ReplicaStatus {
@@ -205,14 +226,14 @@ pub(crate) fn without_mount(nodes: &Nodes, all: PerBank<Vec<Option<Status>>>) ->
                 shard: shard as u16,
                 address: nodes.banks[bank][shard].name(),
                 state,
-                why: match &node {
-                    None => Some("no answer".into()),
-                    Some(s) => s.failed.clone(),
+                why: match answer {
+                    Err(e) => Some(no_status(e)),
+                    Ok(s) => s.failed.clone(),
                 },
                 struck_out: false,
                 behind_groups: 0,
                 copied: None,
-                node,
+                node: answer.as_ref().ok().cloned(),
             });
         }
         redundancy = redundancy.min(voters);
@@ -243,8 +264,8 @@ pub(crate) fn without_mount(nodes: &Nodes, all: PerBank<Vec<Option<Status>>>) ->
 /// [`crate::open::OpenError::Config`].
 pub async fn survey(config: &ClusterConfig) -> Result<ClusterStatus, crate::open::OpenError> {
     let nodes = Nodes::http(config)?;
-    let all = node_statuses(&nodes.banks, config.limits.call_deadline()).await;
-    Ok(without_mount(&nodes, all))
+    let all = node_answers(&nodes.banks, config.limits.call_deadline()).await;
+    Ok(without_mount(&nodes, &all))
 }
 
 impl Replicated {
@@ -252,8 +273,8 @@ impl Replicated {
     pub async fn status(&self) -> ClusterStatus {
         let shared = &self.shared;
         let nodes = Nodes { banks: shared.banks.clone() };
-        let all = node_statuses(&nodes.banks, Duration::from_millis(500)).await;
-        let mut out = without_mount(&nodes, all);
+        let all = node_answers(&nodes.banks, Duration::from_millis(500)).await;
+        let mut out = without_mount(&nodes, &all);
         let (space, _) = space(&shared.banks, shared.shards()).await;
         let core = shared.core.lock();
         out.volume = Some(shared.volume);
@@ -391,4 +412,19 @@ fn classify(copies: &mut [Copy]) {
 
 fn hex_all(b: &[u8]) -> String {
     b.chunks(32).map(hex).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use storenode::wire::NodeError;
+
+    #[test]
+    fn a_node_that_refuses_is_not_one_that_is_away() {
+        assert_eq!(no_status(&BankError::Timeout), "no answer");
+        assert_eq!(no_status(&BankError::Unreachable("refused".into())), "no answer");
+        let wrong = no_status(&BankError::Refused(NodeError::Unauthorized));
+        assert!(wrong.starts_with("refuses: ") && wrong.contains("token"), "{wrong}");
+        assert!(no_status(&BankError::Garbled("no frame".into())).contains("no frame"));
+    }
 }

@@ -1,7 +1,7 @@
 //! `status` and `inspect`.
 
 use super::{JsonArg, OK, Outcome, UNREACHABLE, WRONG, bytes, say, seconds};
-use crate::backend::explain;
+use crate::backend::{explain, is_about_token, right_token};
 use crate::config::Config;
 use crate::control::{self, Ask, ControlError};
 use crate::daemon;
@@ -62,7 +62,9 @@ async fn status_once(config: &Config, args: &StatusArgs) -> Outcome {
                     Ok(cluster) => cluster,
                     Err(e) => return Err(explain(&e, config).await),
                 };
-                json!({ "mount": null, "cluster": cluster })
+                // A mount that opens, or hangs, has no answer and a process all the same.
+                let process = daemon::living(&daemon::pid_file(&config.control_socket()));
+                json!({ "mount": null, "mount_process": process, "cluster": cluster })
             }
             Err(error) => return Err(error),
         };
@@ -102,7 +104,15 @@ fn words(answer: &Value, cluster: Option<&ClusterStatus>, config: &Config) -> St
     let mount = &answer["mount"];
     let at = mount["mountpoint"].as_str().unwrap_or("?");
     let volume = cluster.and_then(|c| c.volume).map_or("none yet".into(), |v| v.to_string());
-    if mount.is_null() {
+    if let Some(pid) = answer["mount_process"].as_u64().and_then(|pid| u32::try_from(pid).ok()) {
+        let log = config.run_dir().join("mount.log");
+        let _ = writeln!(
+            out,
+            "volume {volume}: {}\n    -> wait for it, or `kill {pid}` ends it; its log is {}",
+            daemon::unheard(pid),
+            log.display()
+        );
+    } else if mount.is_null() {
         let _ = writeln!(out, "volume {volume}, not mounted with {}", config.file.display());
         if let Some(at) = daemon::died_at(&config.run_dir().join("mount.pid")) {
             let at = at.display();
@@ -128,14 +138,7 @@ fn words(answer: &Value, cluster: Option<&ClusterStatus>, config: &Config) -> St
             "FENCED: {why}\n    -> this mount is of no more use: `tercet umount --lazy`"
         );
     }
-    let meaning = match (mount.is_null(), c.redundancy) {
-        (true, 3) => "every node is there",
-        (true, 2) => "can be mounted",
-        (true, _) => "cannot be mounted: start nodes until two of each shard are voters",
-        (false, 3) => "any one bank may fail",
-        (false, 2) => "works; no further bank may fail until it is 3 again",
-        (false, _) => "reads what it can, writes wait: start nodes",
-    };
+    let meaning = meaning(!mount.is_null(), c, &config.token_file());
     let _ = writeln!(out, "redundancy {} of 3: {meaning}", c.redundancy);
     if let Some(space) = c.space {
         let used = space.capacity_bytes.saturating_sub(space.free_bytes);
@@ -209,6 +212,32 @@ fn words(answer: &Value, cluster: Option<&ClusterStatus>, config: &Config) -> St
         );
     }
     out
+}
+
+/// What the redundancy means, and what to do about it.
+fn meaning(mounted: bool, c: &ClusterStatus, token: &Path) -> String {
+    // Nodes that run and refuse the token need no start.
+    let refused = c.replicas.iter().any(|r| r.why.as_deref().is_some_and(is_about_token));
+    let what = match (mounted, c.redundancy) {
+        (true, _) if c.fenced.is_some() => "as this mount saw it last",
+        (false, 3) => "every node is there",
+        (false, 2) => "can be mounted",
+        (true, 3) => "any one bank may fail",
+        (true, 2) => "works; no further bank may fail until it is 3 again",
+        (mounted, _) => {
+            let state = match mounted {
+                true => "reads what it can, writes wait",
+                false => "cannot be mounted",
+            };
+            let help = match (refused, mounted) {
+                (true, _) => &*right_token(token),
+                (false, true) => "start nodes",
+                (false, false) => "start nodes until two of each shard are voters",
+            };
+            return format!("{state}: {help}");
+        }
+    };
+    what.into()
 }
 
 /// How far a copy came, how fast it goes, and how long it will take.
@@ -334,6 +363,44 @@ mod tests {
         assert!(young.ends_with("copied"), "{young}");
         let more = copying(&CopyStatus { records: 101, bytes: 101 << 20, ..c });
         assert!(more.contains("101 of 101") && more.ends_with("0 seconds left"), "{more}");
+    }
+
+    fn cluster(redundancy: usize, why: &str, fenced: Option<&str>) -> ClusterStatus {
+        let replica = json!({
+            "bank": "A", "shard": 0, "address": "h:1", "state": "down", "why": why,
+            "behind_groups": 0, "copied": null, "node": null,
+        });
+        serde_json::from_value(json!({
+            "volume": null, "epoch": null, "holder": null, "watermark": null,
+            "replicas": [replica], "redundancy": redundancy, "dirty_bytes": 0,
+            "groups_in_flight": 0, "counts": null, "uptime_s": null, "fenced": fenced, "space": null,
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn what_helps_is_said_and_nothing_else() {
+        let said = |mounted, c| meaning(mounted, &c, Path::new("/t/token"));
+        for mounted in [true, false] {
+            assert!(said(mounted, cluster(1, "no answer", None)).contains("start nodes"));
+            let refused = "refuses: the volume's token is missing or wrong";
+            let wrong = said(mounted, cluster(0, refused, None));
+            assert!(wrong.contains("/t/token") && !wrong.contains("start nodes"), "{wrong}");
+        }
+        let fenced = said(true, cluster(0, "no answer", Some("taken over")));
+        assert!(!fenced.contains("start nodes"), "{fenced}");
+    }
+
+    #[test]
+    fn a_mount_that_opens_is_shown() {
+        let file = Path::new("/t/tercet.toml");
+        let config = Config::parse(crate::config::EXAMPLE, file).unwrap();
+        let c = cluster(3, "", None);
+        let opening = words(&json!({"mount": null, "mount_process": 7}), Some(&c), &config);
+        assert!(opening.contains("a mount (process 7)") && opening.contains("`kill 7`"));
+        assert!(!opening.contains("not mounted"), "{opening}");
+        let none = words(&json!({"mount": null, "mount_process": null}), Some(&c), &config);
+        assert!(none.contains("not mounted with /t/tercet.toml"), "{none}");
     }
 
     #[test]

@@ -5,6 +5,7 @@ use super::look::role_words;
 use super::target::cannot_open;
 use super::{Failure, Outcome, parse_bank, text};
 use clap::Args;
+use rustix::process::{Resource, getrlimit};
 use std::io::Write;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
@@ -12,9 +13,9 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use storenode::disk::RealDisk;
 use storenode::server::{self, RunningServer, ServerLimits};
-use storenode::service::{NodeConfig, Service};
+use storenode::service::{NodeConfig, SEGMENT_BYTES, Service};
 use storenode::token::Token;
-use storenode::wire::BankId;
+use storenode::wire::{BankId, SHARDS_MAX};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Files that a node may want open: connections and log segments.
@@ -37,13 +38,13 @@ pub(super) struct ServeArgs {
     #[arg(long, value_parser = parse_bank)]
     bank: BankId,
     /// Shard this store holds, from 0
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(..i64::from(SHARDS_MAX)))]
     shard: u16,
     /// The volume's token, mode 0600; requests without it are refused
     #[arg(long, value_name = "FILE", env = "TERCET_TOKEN_FILE")]
     token_file: PathBuf,
-    /// Use at most so much of the disk, such as 200G
-    #[arg(long, value_name = "BYTES", value_parser = text::parse_size)]
+    /// Use at most so much of the disk, such as 200G; not less than 80M
+    #[arg(long, value_name = "BYTES", value_parser = parse_capacity)]
     capacity: Option<u64>,
     /// Let those who have the token break things on purpose (put, corrupt, drop, delay, refuse)
     #[arg(long)]
@@ -66,15 +67,17 @@ another bank or shard, or the token file is missing or readable by others.";
 
 pub(super) fn serve(args: &ServeArgs) -> Outcome {
     start_log();
-    let token = Token::load(&args.token_file).map_err(Failure::usage)?;
-    let addr = address(args)?;
-    let limits = limits(raise_open_files());
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .worker_threads(TAKING_IN)
         .thread_name("node")
         .build()
         .map_err(|e| Failure::usage(format!("cannot start threads: {e}")))?;
+    outlive_file_size_limit(&runtime)?;
+    file_size_suffices(getrlimit(Resource::Fsize).current)?;
+    let token = Token::load(&args.token_file).map_err(Failure::usage)?;
+    let addr = address(args)?;
+    let limits = limits(raise_open_files());
     let outcome = runtime.block_on(run(args, addr, token, limits));
     // All is closed. A thread that still hangs in the disk must not keep the process.
     runtime.shutdown_background();
@@ -195,6 +198,41 @@ fn cannot_bind(addr: SocketAddr, e: &std::io::Error) -> Failure {
     Failure::usage(format!("cannot listen on {addr}: {hint}. Nothing was changed"))
 }
 
+/// What `--capacity` names: room for a segment of the log beside the reserve, an eighth of it all.
+const CAPACITY_MIN: u64 = SEGMENT_BYTES / 4 * 5;
+
+fn parse_capacity(text: &str) -> Result<u64, String> {
+    match text::parse_size(text)? {
+        n if n < CAPACITY_MIN => Err(format!(
+            "a node needs at least {}, for one segment of its log and a reserve",
+            text::size(CAPACITY_MIN)
+        )),
+        n => Ok(n),
+    }
+}
+
+/// A write beyond the limit of a file's size ends a process, unless it takes the signal: then the write
+/// fails, which for the log on standard error is no matter.
+fn outlive_file_size_limit(runtime: &tokio::runtime::Runtime) -> Result<(), Failure> {
+    let _inside = runtime.enter();
+    // It is taken for good, whether somebody listens or not.
+    let kind = SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw());
+    signal(kind).map(drop).map_err(|e| Failure::usage(format!("cannot take signals: {e}")))
+}
+
+/// A segment of the log must fit a file.
+fn file_size_suffices(limit: Option<u64>) -> Result<(), Failure> {
+    match limit {
+        Some(limit) if limit < SEGMENT_BYTES => Err(Failure::usage(format!(
+            "files may have at most {} here (RLIMIT_FSIZE, `ulimit -f`), and a segment of the log has \
+             {}: raise that limit. Nothing was changed",
+            text::size(limit),
+            text::size(SEGMENT_BYTES)
+        ))),
+        _ => Ok(()),
+    }
+}
+
 fn start_log() {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
@@ -204,6 +242,8 @@ fn start_log() {
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .with_target(false)
+        // A line that cannot be written is lost; told on standard error too, it would be a panic.
+        .log_internal_errors(false)
         .try_init();
 }
 
@@ -221,7 +261,7 @@ fn limits(open_files: u64) -> ServerLimits {
 
 /// Many systems give 1,024 by default and far more for the asking. Answers what there is now.
 fn raise_open_files() -> u64 {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    use rustix::process::{Rlimit, setrlimit};
     let now = getrlimit(Resource::Nofile);
     let allowed = now.maximum.unwrap_or(u64::MAX);
     if now.current.is_some_and(|n| n < OPEN_FILES_WANTED.min(allowed)) {
@@ -269,5 +309,26 @@ impl PidFile {
 impl Drop for PidFile {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_capacity_has_room_for_a_segment_and_the_reserve() {
+        assert_eq!(parse_capacity("80M"), Ok(80 << 20));
+        for little in ["0", "1M", "79M"] {
+            assert!(parse_capacity(little).unwrap_err().contains("80.0 MiB"), "{little}");
+        }
+    }
+
+    #[test]
+    fn a_limit_of_file_sizes_is_named() {
+        assert!(file_size_suffices(None).is_ok());
+        assert!(file_size_suffices(Some(SEGMENT_BYTES)).is_ok());
+        let refused = file_size_suffices(Some(64 << 10)).unwrap_err();
+        assert!(refused.code == 2 && refused.message.contains("ulimit -f"), "{refused:?}");
     }
 }
