@@ -572,10 +572,10 @@ impl Engine {
         let mut index = self.index.write();
         for ((r, _), o) in moving.iter().zip(&out) {
             let to = Place { offset: written.place.offset + o.at, ..written.place };
-            if let Some(from) = slot_of(number, r) {
-                if index.relocate(&r.key, &from, to) {
-                    self.damaged.moved(&r.key, to);
-                }
+            if let Some(from) = slot_of(number, r)
+                && index.relocate(&r.key, &from, to)
+            {
+                self.damaged.moved(&r.key, to);
             }
         }
         drop(index);
