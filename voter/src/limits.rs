@@ -92,7 +92,7 @@ impl Default for Limits {
             refresh_interval_s: 60,
             scrub_bytes_per_refresh: 256 << 20,
             refill_bytes_per_s: 400 << 20,
-            refill_busy_bytes_per_s: 50 << 20,
+            refill_busy_bytes_per_s: 32 << 20,
             copy_page_bytes: 4 << 20,
             check_behind_bytes_per_s: 16 << 20,
             repair_queue: 4_096,
