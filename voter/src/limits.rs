@@ -30,8 +30,8 @@ pub struct Limits {
     /// Submitted and not yet committed, bytes: beyond it writers wait.
     pub dirty_bytes: usize,
     /// Committed parts kept per shard for a replica that lacks them, bytes; beyond it the replica catches
-    /// up from its peers instead. At half of it, writers of much wait a little, and for one that is up to
-    /// date `dirty_bytes` more are kept (docs/adr/0023).
+    /// up from its peers instead. At half of it, writers of much wait a little, and for one that is not
+    /// down `dirty_bytes` more are kept (docs/adr/0023).
     pub replay_bytes: usize,
     /// Requests under way to one node for appends.
     pub append_window: usize,

@@ -301,7 +301,7 @@ impl Shard {
 
     /// Drops parts that every replica has, and of the committed ones the oldest beyond the bound. What is on
     /// its way to all does not count: a stream would be more than the bound by itself, and whichever replica
-    /// is a little later than the others would be given up. For one that is up to date so much more is kept
+    /// is a little later than the others would be given up. For one that is not down so much more is kept
     /// as may commit after those who write begin to wait for it.
     fn prune(&mut self, limits: &Limits) {
         let committed = self.bytes_through(self.committed_end);

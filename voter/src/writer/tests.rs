@@ -144,7 +144,7 @@ fn what_is_on_its_way_to_all_is_not_what_one_of_them_lacks() {
 
 /// What was admitted before the writers began to wait still commits.
 #[test]
-fn more_is_kept_for_one_that_is_up_to_date() {
+fn more_is_kept_for_one_that_is_not_down() {
     let l = Limits { replay_bytes: 1_000, dirty_bytes: 2_000, ..Limits::default() };
     let mut c = core();
     let commit = |c: &mut Core, n: usize| {
