@@ -491,8 +491,8 @@ impl Engine {
                 Err(what) => {
                     // Replaced since it was looked up: the old bytes concern nobody.
                     let still = self.index.read().get(&head.key);
-                    if still.is_some_and(|s| s.version() == slot.version()) {
-                        self.note_damaged(&head.key, slot.place(), &what);
+                    if let Some(now) = still.filter(|s| s.version() == slot.version()) {
+                        self.note_damaged(&head.key, now.place(), &what);
                         wrong.push((head.key, what));
                     }
                 }
