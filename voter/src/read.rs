@@ -81,13 +81,12 @@ pub(crate) async fn vote(
         Ok(voted) => return Ok(voted),
         Err(turn) => turn,
     };
+    if keys.len() <= KEYS_MAX {
+        return vote_chunk(shared, shard, keys, turn, limit).await;
+    }
     let mut out = Vec::with_capacity(keys.len());
-    let chunks = keys.chunks(KEYS_MAX).map(|chunk| match chunk.len() == keys.len() {
-        true => keys.clone(),
-        false => chunk.into(),
-    });
-    for chunk in chunks {
-        out.extend(vote_chunk(shared, shard, &chunk, turn, limit).await?);
+    for chunk in keys.chunks(KEYS_MAX) {
+        out.extend(vote_chunk(shared, shard, &chunk.into(), turn, limit).await?);
         (turn, limit) = (shared.next_turn(), Instant::now() + deadline);
     }
     Ok(out)
