@@ -340,12 +340,7 @@ impl Filesystem for Adapter {
         // Its pages keep it, and nobody who reads this way sends back a part of a block. (The flags are those
         // of the descriptor, here with each read: opening needs no request, see `spared`.)
         let keeps = flags.0 & (libc::O_ACCMODE | libc::O_DIRECT) == libc::O_RDONLY;
-        let work = async move {
-            match keeps {
-                true => fs.read_to_keep(ino.0, fh.0, offset, size).await,
-                false => fs.read(ino.0, fh.0, offset, size).await,
-            }
-        };
+        let work = async move { fs.read(ino.0, fh.0, offset, size, keeps).await };
         self.dispatch.run(Operation::Read, req, work, move |result| match result {
             Ok(pieces) => {
                 metrics.read_bytes.fetch_add(pieces.iter().map(|p| p.len() as u64).sum(), Relaxed);

@@ -49,7 +49,7 @@ async fn task(fs: Arc<FileSystem>, id: u64, shared: Ino, seed: u64) {
         let data = Bytes::from(vec![round; len]);
         fs.write(file.ino, handle, at as u64, data, Strip::Capability, false).await.unwrap();
         let at = rng.random_range(0..190_000usize);
-        let got = fs.read(file.ino, handle, at as u64, 10_000).await.unwrap().concat();
+        let got = fs.read(file.ino, handle, at as u64, 10_000, false).await.unwrap().concat();
         assert!(got == content[at..at + 10_000], "task {id}, round {round}");
 
         let name = [b'a' + rng.random_range(0..4u8)];

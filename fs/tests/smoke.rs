@@ -24,7 +24,7 @@ async fn fresh(options: FsOptions) -> (Arc<MemoryVolume>, Arc<FileSystem>) {
 
 async fn all(fs: &FileSystem, ino: u64) -> Vec<u8> {
     let size = fs.getattr(ino).await.unwrap().size as u32;
-    fs.read(ino, 0, 0, size + 10).await.unwrap().concat()
+    fs.read(ino, 0, 0, size + 10, false).await.unwrap().concat()
 }
 
 #[tokio::test]
@@ -248,7 +248,7 @@ async fn large_files_go_in_the_background_and_survive_a_crash_in_between() {
             .unwrap();
     let at = |offset: u64| {
         let fs = fs.clone();
-        async move { fs.read(f.ino, 0, offset, 4).await.unwrap().concat() }
+        async move { fs.read(f.ino, 0, offset, 4, false).await.unwrap().concat() }
     };
     for _ in 0..2 {
         assert_eq!(at(16384 * 60).await, b"\0new");
@@ -287,7 +287,7 @@ async fn a_sequential_reader_is_read_ahead() {
     let before = memory.counts();
     let step = 128 << 10;
     for i in 0..128u64 {
-        let got = fs.read(f.ino, h, i * step, step as u32).await.unwrap().concat();
+        let got = fs.read(f.ino, h, i * step, step as u32, false).await.unwrap().concat();
         let at = (i * step) as usize % mib.len();
         assert!(got == mib[at..at + got.len()] && got.len() == step as usize);
     }
@@ -324,10 +324,7 @@ async fn what_passes_in_a_stream_keeps_no_place_in_the_cache() {
         let pass = async || {
             let before = memory.counts().keys;
             for at in (begin..len).step_by(step) {
-                let got = match keeps {
-                    true => fs.read_to_keep(f.ino, h, at as u64, step as u32).await,
-                    false => fs.read(f.ino, h, at as u64, step as u32).await,
-                };
+                let got = fs.read(f.ino, h, at as u64, step as u32, keeps).await;
                 let here = &file[at..file.len().min(at + step)];
                 assert!(got.unwrap().concat() == here, "keeps {keeps}, {step} bytes from {at}");
             }
@@ -339,7 +336,7 @@ async fn what_passes_in_a_stream_keeps_no_place_in_the_cache() {
     // What is not yet on the banks is not lost with its place.
     fill().await;
     for _ in 0..2 {
-        assert!(fs.read_to_keep(f.ino, h, 0, len as u32).await.unwrap().concat() == file);
+        assert!(fs.read(f.ino, h, 0, len as u32, true).await.unwrap().concat() == file);
     }
 }
 
@@ -429,7 +426,7 @@ async fn reading_marks_a_file_as_the_mount_is_told() {
     let read = async |atime: Atime| {
         fs.set_atime(atime);
         let before = fs.getattr(f.ino).await.unwrap().atime;
-        fs.read(f.ino, 0, 0, 4).await.unwrap();
+        fs.read(f.ino, 0, 0, 4, false).await.unwrap();
         fs.getattr(f.ino).await.unwrap().atime > before
     };
     fs.setattr(f.ino, old, ME).await.unwrap();

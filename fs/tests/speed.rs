@@ -89,7 +89,7 @@ async fn speed() {
     let h = fs.open_file(big, 0).await.unwrap();
     let t = Instant::now();
     for i in 0..2048u64 {
-        fs.read(big, h, i << 17, 1 << 17).await.unwrap();
+        fs.read(big, h, i << 17, 1 << 17, false).await.unwrap();
     }
     told("read 128 KiB in order, cold", 256, "MiB", t);
     println!("{:?}", memory.counts());

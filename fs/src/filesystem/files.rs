@@ -66,28 +66,21 @@ impl FileSystem {
         self.run(room, |t| data::open(t, ino, flags)).await.map(|(_, handle)| handle)
     }
 
-    /// Reads: the pieces together are what was asked for, shorter only at the end of the file.
+    /// Reads: the pieces together are what was asked for, shorter only at the end of the file. For one who
+    /// `keeps` what it gets, what a stream brings takes no place in the cache.
     ///
     /// # Errors
     /// `EISDIR`, `EINVAL`, `ESTALE`, `EIO`.
-    pub async fn read(&self, ino: Ino, handle: u64, offset: u64, size: u32) -> Result<Vec<Bytes>> {
-        self.follow(ino, handle, offset, u64::from(size));
-        self.run(Room::None, |t| data::read(t, ino, offset, size, false)).await
-    }
-
-    /// Reads for one who keeps what it gets: what a stream brings takes no place in the cache.
-    ///
-    /// # Errors
-    /// As [`Self::read`].
-    pub async fn read_to_keep(
+    pub async fn read(
         &self,
         ino: Ino,
         handle: u64,
         offset: u64,
         size: u32,
+        keeps: bool,
     ) -> Result<Vec<Bytes>> {
         self.follow(ino, handle, offset, u64::from(size));
-        let passing = size >= STREAM_READ_BYTES;
+        let passing = keeps && size >= STREAM_READ_BYTES;
         self.run(Room::None, |t| data::read(t, ino, offset, size, passing)).await
     }
 
@@ -353,7 +346,7 @@ impl FileSystem {
         let mut done = 0;
         while done < len {
             let size = (len - done).min(1 << 20) as u32;
-            let mut pieces = self.read(ino_in, 0, offset_in + done, size).await?;
+            let mut pieces = self.read(ino_in, 0, offset_in + done, size, false).await?;
             let n: usize = pieces.iter().map(Bytes::len).sum();
             if n == 0 {
                 break;

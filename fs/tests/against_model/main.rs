@@ -510,7 +510,8 @@ impl World {
             match node.kind {
                 Kind::File => {
                     assert_eq!(attr.size, node.data.len() as u64, "size of {ino}");
-                    let pieces = self.fs.read(ino, 0, 0, node.data.len() as u32 + 1).await.unwrap();
+                    let pieces =
+                        self.fs.read(ino, 0, 0, node.data.len() as u32 + 1, false).await.unwrap();
                     let got = pieces.concat();
                     let differs = got.iter().zip(&node.data).position(|(a, b)| a != b);
                     assert!(

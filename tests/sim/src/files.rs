@@ -233,7 +233,7 @@ impl Files {
                 let mut at = 0;
                 while at < attr.size {
                     let want = (attr.size - at).min(1 << 20) as u32;
-                    let pieces = fs.read(ino, 0, at, want).await.map_err(said("read"))?;
+                    let pieces = fs.read(ino, 0, at, want, false).await.map_err(said("read"))?;
                     let n: usize = pieces.iter().map(Bytes::len).sum();
                     if n == 0 {
                         return Err(format!("inode {ino} ends at {at} of {}", attr.size).into());
