@@ -338,7 +338,7 @@ fn no_answer(socket: &Path, living: Option<u32>, e: &io::Error) -> ControlError 
             ControlError::new(
                 3,
                 format!("{}: {shown}: {e}", daemon::unheard(pid)),
-                format!("wait for it, or `kill {pid}` ends it; its log is {}", log.display()),
+                daemon::what_ends(pid, &log),
             )
         }
         None => ControlError::new(

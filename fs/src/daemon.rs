@@ -22,8 +22,9 @@ use std::time::Duration;
 
 /// A log longer than this is set aside (as `mount.log.1`) when a mount starts, bytes.
 const LOG_LEN_MAX: u64 = 16 << 20;
-/// The lock of a living mount is asked for so often, with pauses.
-const LOCK_TRIES: u32 = 5;
+/// The lock of a living mount is asked for so often, with pauses: for half a second, which is far longer than
+/// anybody looks.
+const LOCK_TRIES: u32 = 50;
 /// Lines of the log shown when the mount dies without a word.
 const LOG_LINES_SHOWN: usize = 8;
 
@@ -221,6 +222,12 @@ pub fn pid_file(socket: &Path) -> PathBuf {
 #[must_use]
 pub fn unheard(pid: u32) -> String {
     format!("a mount (process {pid}) is opening or ending, or does not answer")
+}
+
+/// What to do about it.
+#[must_use]
+pub fn what_ends(pid: u32, log: &Path) -> String {
+    format!("wait for it, or `kill {pid}` ends it; its log is {}", log.display())
 }
 
 /// Process id of the living mount, if there is one.

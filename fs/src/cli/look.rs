@@ -108,13 +108,13 @@ fn words(answer: &Value, cluster: Option<&ClusterStatus>, config: &Config) -> St
         let log = config.run_dir().join("mount.log");
         let _ = writeln!(
             out,
-            "volume {volume}: {}\n    -> wait for it, or `kill {pid}` ends it; its log is {}",
+            "volume {volume}: {}\n    -> {}",
             daemon::unheard(pid),
-            log.display()
+            daemon::what_ends(pid, &log)
         );
     } else if mount.is_null() {
         let _ = writeln!(out, "volume {volume}, not mounted with {}", config.file.display());
-        if let Some(at) = daemon::died_at(&config.run_dir().join("mount.pid")) {
+        if let Some(at) = daemon::died_at(&daemon::pid_file(&config.control_socket())) {
             let at = at.display();
             let _ = writeln!(out, "the mount at {at} died: `tercet mount {at}` mounts it again");
         }

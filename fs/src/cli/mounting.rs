@@ -223,14 +223,14 @@ pub(super) fn of_mount_at(config: &Config, mountpoint: Option<&Path>) -> Config 
     let observer = mountpoint
         .and_then(|m| std::path::absolute(m).ok())
         .map(|m| config.for_observer(&m))
-        .filter(|c| c.run_dir().join("mount.pid").exists());
+        .filter(|c| daemon::pid_file(&c.control_socket()).exists());
     observer.unwrap_or_else(|| config.clone())
 }
 
 pub(super) async fn umount(config: &Config, mountpoint: Option<&Path>, lazy: bool) -> Outcome {
     let config = &of_mount_at(config, mountpoint);
     let socket = config.control_socket();
-    let pid_file = config.run_dir().join("mount.pid");
+    let pid_file = daemon::pid_file(&socket);
     let named = mountpoint.map(|m| std::path::absolute(m).unwrap_or_else(|_| m.to_owned()));
     let about: Value = match control::ask(&socket, &Ask::Hello, |_| ()).await {
         Ok(about) => about,
